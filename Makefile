@@ -1,0 +1,55 @@
+# Two commands do it all, on a fresh machine too: `make demo` and `make test`.
+PYTHON ?= python3
+BIN := .venv/bin
+TUTORIALS := $(wildcard nbs/tutorials/*.ipynb)
+export OMP_NUM_THREADS ?= 1
+export MPLBACKEND ?= agg
+PACKAGING := settings.ini setup.py pyproject.toml
+
+.PHONY: help demo test check lessons pytest test-tutorials lab export readme clean
+help:
+	@echo "make demo            set up, then train a baseline and a FocusNet on handwritten digits"
+	@echo "make test            set up, then run all checks, lessons and tests"
+	@echo "make test-tutorials  run the tutorials whole (slow)"
+	@echo "make lab             JupyterLab in the project's environment"
+	@echo "make export          notebooks -> modules, and clean the notebooks"
+	@echo "make readme          nbs/index.ipynb -> README.md"
+
+.venv/.base: $(PACKAGING)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	@touch $@
+
+.venv/.dev: .venv/.base
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+demo: .venv/.base
+	$(BIN)/focusnet-demo
+
+test: check lessons pytest
+
+check: .venv/.dev
+	$(BIN)/python tools/in_step.py
+
+lessons: .venv/.dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev-test --n-workers 2
+
+pytest: .venv/.dev
+	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+test-tutorials: .venv/.dev
+	for nb in $(TUTORIALS); do $(BIN)/jupyter execute --timeout=-1 $$nb || exit 1; done
+
+lab: .venv/.dev
+	$(BIN)/jupyter lab nbs
+
+export: .venv/.dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev-export
+	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev-clean
+
+readme: .venv/.dev
+	$(BIN)/python tools/readme.py
+
+clean:
+	rm -rf .venv build dist *.egg-info

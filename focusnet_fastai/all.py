@@ -1,0 +1,7 @@
+"Everything for the notebook: `from focusnet_fastai.all import *`, after `from fastai.vision.all import *`."
+from .loss import *
+from .terms import *
+from .focusnet import *
+from .models import *
+from .data import *
+from .cam import *

@@ -1,0 +1,282 @@
+"FocusNetCallback, refocus and compare, on real digits."
+import copy, math
+from functools import partial
+import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
+from torch import nn
+from scipy.stats import binomtest
+from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, GradientAccumulation, Learner, L, MixedPrecision, Normalize, OptimWrapper, Pipeline, RMSProp,
+                               SaveModelCallback, TfmdDL, accuracy, default_split, set_seed, trainable_params, vision_learner, error_rate)
+
+from conftest import make_learner
+from focusnet_fastai.focusnet import (Comparison, FocusNetCallback, expected_calibration_error, fresh_model, mcnemar,
+                                      reinitialised, rebuilt)
+from focusnet_fastai.loss import multi_warm_label
+from focusnet_fastai.models import half_mobilenet_v2, lenet5, small_resnet18
+from focusnet_fastai.terms import Baseline
+from test_terms import InBatch, quiet
+
+
+def tiny_resnet(weights=None, pretrained=False, file=None):
+    "A network in the shape that vision_learner expects: a body of children, then pool and classifier"
+    net = nn.Sequential(nn.Conv2d(3, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.Conv2d(8, 16, 3, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 5))
+    if pretrained or weights: net.load_state_dict(torch.load(PRETRAINED, weights_only=True))
+    return net
+
+
+@pytest.fixture(scope='module')
+def pretrained(tmp_path_factory):
+    "Weights on disk, as torchvision keeps them"
+    global PRETRAINED
+    PRETRAINED = tmp_path_factory.mktemp('hub')/'tiny.pth'
+    set_seed(99)
+    state = tiny_resnet().state_dict()
+    torch.save(state, PRETRAINED)
+    return state
+
+
+class Items(list): loss_func = CrossEntropyLossFlat()
+
+
+@pytest.fixture(scope='module')
+def rgb(dls):
+    "The digits with three channels"
+    ds = [[(torch.as_tensor(x).expand(3, -1, -1).clone(), y) for x, y in [d[i] for i in range(n)]] for d, n in zip((dls.train_ds, dls.valid_ds), (128, 64))]
+    d = DataLoaders(*[TfmdDL(Items(o), bs=32, shuffle=i == 0) for i, o in enumerate(ds)])
+    d.c, d.vocab = 10, dls.vocab
+    return d
+
+
+# --- the callback --------------------------------------------------------------------------------------------------------
+
+def test_others_see_logits_and_label(dls, base):
+    learn, ok = make_learner(dls), []
+    def look(l):
+        z = base.model.eval()(l.x)
+        ok.append(torch.allclose(l.focus_net.baseline_logits, z) and torch.equal(l.focus_net.multi_warm, multi_warm_label(z, l.y, 'released')))
+    with quiet(learn): learn.fit(1, 1e-3, cbs=[FocusNetCallback(base, rule='released'), InBatch(look)])
+    assert len(ok) == 4 and all(ok)
+
+
+def test_ablations_are_arguments(dls, base):
+    "With alpha = beta = 0 and the student's own copy as baseline on the first step, the loss is cross-entropy"
+    learn, first = make_learner(dls), []
+    twin = copy.deepcopy(learn.model).eval()
+    with quiet(learn): learn.fit(1, 1e-3, cbs=[FocusNetCallback(twin, alpha=0, beta=0), InBatch(lambda l: first.append(
+        (l.loss.item(), F.cross_entropy(l.pred, l.y).item())))])
+    assert first[0][0] == pytest.approx(first[0][1], abs=1e-5)
+
+
+def test_arguments_change_the_training(dls, base):
+    res = []
+    for kw in (dict(), dict(rule='released'), dict(label_smoothing=.1), dict(detach=True), dict(alpha=0.), dict(beta=0.)):
+        learn = make_learner(dls)
+        with quiet(learn): learn.fit(1, 1e-2, cbs=FocusNetCallback(base, **kw))
+        res.append(torch.cat([p.detach().flatten() for p in learn.model.parameters()]))
+    for i, a in enumerate(res):
+        for b in res[:i]: assert not torch.allclose(a, b, atol=1e-6)
+
+
+# --- fresh networks --------------------------------------------------------------------------------------------------------
+
+@pytest.mark.parametrize('make', [lambda: lenet5(10), lambda: small_resnet18(10), lambda: half_mobilenet_v2(10),
+                                  lambda: nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Flatten(), nn.Linear(4, 2))])
+def test_nothing_survives_a_reinitialisation(make):
+    set_seed(0)
+    old = make()
+    with torch.no_grad():
+        for k, t in old.state_dict().items(): t.fill_(7)  # a value that no initialisation draws
+    old.requires_grad_(False).eval()
+    new = reinitialised(old)
+    for k, t in new.state_dict().items(): assert not (t == 7).any() and t.float().isfinite().all(), k
+    assert all(p.requires_grad for p in new.parameters()) and not any(p.requires_grad for p in old.parameters())
+    assert all((t == 7).all() for t in old.state_dict().values())
+
+
+def test_what_no_module_resets_is_named():
+    class Block(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.lin, self.scale = nn.Linear(3, 3), nn.Parameter(torch.ones(3))
+            self.register_buffer('running', torch.ones(3))
+            self.register_buffer('grid', torch.ones(3), persistent=False)
+    with pytest.raises(ValueError, match=r'Sequential.*1\.scale, 1\.running\..*`model`') as e: reinitialised(nn.Sequential(nn.ReLU(), Block()))
+    assert 'grid' not in str(e.value) and 'lin' not in str(e.value)
+
+
+def test_vision_learner_is_rebuilt(rgb, pretrained):
+    "Pretrained body included, on both sides; nothing that the old learner learned survives"
+    base = vision_learner(rgb, tiny_resnet, metrics=accuracy, normalize=False, ps=.25, lin_ftrs=[32])
+    with quiet(base): base.fine_tune(2, 1e-2)
+    new = base.fresh_learner()
+    body, head = new.model
+    for k, v in body.state_dict().items(): assert torch.equal(v, pretrained[k]), k
+    old = base.model.state_dict()
+    same = [k for k, v in new.model.state_dict().items() if v.numel() > 1 and torch.equal(v, old[k]) and k.startswith('1.')]
+    assert all(k.endswith(('running_mean', 'running_var', 'bias', 'weight')) and torch.equal(head.state_dict()[k[2:]].unique(), head.state_dict()[k[2:]].unique()[:1]) for k in same)
+    assert not torch.equal(body[0].weight, base.model[0][0].weight)
+    assert [m.p for m in head if isinstance(m, nn.Dropout)] == [.125, .25]
+    with quiet(base): learn = base.refocus(1, 1e-2)
+    assert learn.opt.frozen_idx == 0 and learn.arch is tiny_resnet
+    with quiet(base): again = learn.refocus(1, 1e-2)  # a rebuilt learner can be rebuilt
+    assert again.arch is tiny_resnet
+
+
+def test_frozen_vision_learner_trains_the_head_alone(rgb, pretrained):
+    base = vision_learner(rgb, tiny_resnet, normalize=False)
+    with quiet(base):
+        base.fit_one_cycle(1, 1e-2)
+        learn = base.refocus(1, 1e-2)
+    assert learn.opt.frozen_idx == base.opt.frozen_idx > 0
+    assert torch.equal(learn.model[0][0].weight.cpu(), pretrained['0.weight'])  # frozen: still pretrained
+    assert not torch.equal(learn.model[1][-1].weight, base.model[1][-1].weight)
+
+
+def test_scratch_vision_learner(rgb, pretrained):
+    base = vision_learner(rgb, tiny_resnet, pretrained=False)
+    with quiet(base):
+        base.fit_one_cycle(1, 1e-2)
+        learn = base.refocus(1, 1e-2)
+    assert not torch.equal(learn.model[0][0].weight.cpu(), pretrained['0.weight']) and learn.opt.frozen_idx == 0
+
+
+def test_timm_learner(rgb):
+    pytest.importorskip('timm')
+    base = vision_learner(rgb, 'resnet10t', pretrained=False)
+    new = base.fresh_learner()
+    a, b = base.model.state_dict(), new.model.state_dict()
+    assert {k: v.shape for k, v in a.items()} == {k: v.shape for k, v in b.items()}
+    assert not any(torch.equal(a[k], b[k]) for k in a if k.endswith('conv.weight') or k.endswith('conv1.weight'))
+
+
+def test_lost_cut_is_named(rgb, pretrained):
+    base = vision_learner(rgb, tiny_resnet, pretrained=False, normalize=False)
+    base.model[0] = nn.Sequential(nn.Conv2d(3, 9, 3))
+    with pytest.raises(ValueError, match='pass `model`'): rebuilt(base)
+
+
+# --- refocus -------------------------------------------------------------------------------------------------------------------
+
+def test_refocus_keeps_the_conditions(dls, tmp_path):
+    loss = CrossEntropyLossFlat()
+    def halves(m): return L(list(m.children())[:3], list(m.children())[3:]).map(lambda o: [p for c in o for p in c.parameters()])
+    base = make_learner(dls, loss_func=loss, opt_func=RMSProp, splitter=halves, wd=.03, wd_bn_bias=True, train_bn=False, moms=(.9, .8, .9),
+                        path=tmp_path, model_dir='m', lr=.01, cbs=[GradientAccumulation(64), SaveModelCallback(fname='base')])
+    base.metrics = [accuracy, error_rate]
+    with quiet(base): base.fit_one_cycle(1, 1e-3)
+    saved = (tmp_path/'m'/'base.pth').read_bytes()
+    before = {k: v.clone() for k, v in base.model.state_dict().items()}
+    with quiet(base): learn = base.refocus(2, 1e-3)
+    for k in ('loss_func', 'opt_func', 'splitter', 'wd', 'wd_bn_bias', 'train_bn', 'moms', 'path', 'model_dir', 'lr', 'dls'):
+        assert getattr(learn, k) == getattr(base, k), k
+    assert learn.metrics.attrgot('name') == ['accuracy', 'error_rate'] and learn.metrics[0] is not base.metrics[0]
+    assert len(learn.opt.param_lists) == 2 and type(learn.opt) is type(base.opt)
+    assert learn._grab_cbs(GradientAccumulation) and not learn._grab_cbs((SaveModelCallback, FocusNetCallback))
+    assert (tmp_path/'m'/'base.pth').read_bytes() == saved
+    assert all(torch.equal(v, before[k]) for k, v in base.model.state_dict().items())
+    assert len(learn.recorder.values) == 2 and len(learn.recorder.values[0]) == 7
+    olds = [p for p in base.model.parameters()]
+    assert not any(torch.equal(a, b) for a in olds for b in learn.model.parameters() if a.shape == b.shape)
+
+
+def test_refocus_passes_arguments_on(dls, base):
+    seen = []
+    class Look(Callback):
+        def before_fit(self): seen.append((self.focus_net.alpha, self.focus_net.beta, self.focus_net.rule, self.focus_net.label_smoothing, self.focus_net.detach))
+    with quiet(base): base.refocus(1, 1e-3, alpha=.5, beta=.25, rule='released', label_smoothing=.1, detach=True, cbs=Look(), wd=.2)
+    assert seen == [(.5, .25, 'released', .1, True)]
+
+
+@pytest.mark.parametrize('model', [lenet5(10), partial(lenet5, 10), lambda: nn.Sequential(nn.Flatten(), nn.Linear(1024, 10))])
+def test_refocus_with_a_network_or_a_function(dls, base, model):
+    with quiet(base): learn = base.refocus(1, 1e-3, model=model)
+    if isinstance(model, nn.Module): assert learn.model is model
+    assert len(learn.recorder.values[0]) == 6
+
+
+def test_refocus_refuses_the_own_network(dls, base):
+    with pytest.raises(ValueError, match='own baseline'), quiet(base): base.refocus(1, 1e-3, model=base.model)
+
+
+def test_bound_optimiser_is_refused(dls):
+    net = lenet5(10)
+    base = Learner(dls, net, opt_func=OptimWrapper(opt=torch.optim.SGD(net.parameters(), .1)))
+    with pytest.raises(ValueError, match='old network'): base.refocus(1, 1e-3)
+
+
+# --- compare -------------------------------------------------------------------------------------------------------------------
+
+def test_compare_against_counts_by_hand(dls, base):
+    learn = make_learner(dls, seed=5)
+    with quiet(learn): learn.fit_one_cycle(3, 3e-3, cbs=FocusNetCallback(base))
+    c = learn.compare(base)
+    (p, y), (pb, _) = learn.get_preds(), base.get_preds()
+    right, base_right = p.argmax(1) == y, pb.argmax(1) == y
+    assert c.fixed == [i for i in range(len(y)) if right[i] and not base_right[i]]
+    assert c.broken == [i for i in range(len(y)) if base_right[i] and not right[i]]
+    assert c.p == pytest.approx(binomtest(len(c.fixed), len(c.fixed)+len(c.broken)).pvalue)
+    assert c.df.loc['focusnet', 'accuracy'] == pytest.approx(accuracy(p, y).item())
+    assert c.df.loc['baseline', 'nll'] == pytest.approx(F.nll_loss(pb.log(), y).item(), abs=1e-4)
+    pairs = c.most_confused(100)
+    assert pairs.baseline.sum() == (~base_right).sum() and pairs.focusnet.sum() == (~right).sum()
+    top = pairs.iloc[0]
+    t, q = int(top.true), int(top.predicted)
+    assert top.baseline == ((y == t) & (pb.argmax(1) == q)).sum()
+    assert learn.validate()[1] == pytest.approx(c.df.loc['focusnet', 'accuracy'], abs=1e-6)
+
+
+def test_compare_restores_modes_and_takes_other_images(dls, base):
+    learn = make_learner(dls)
+    learn.model.train()
+    c = learn.compare(base.model, dls.test_dl([dls.valid_ds[i] for i in range(20)], with_labels=True))
+    assert learn.model.training and c.y.tolist() == [int(dls.valid_ds[i][1]) for i in range(20)]
+
+
+def test_compare_of_randomly_transformed_batches(dls, base):
+    "Both networks see the same pixels"
+    noisy = [[x + .3*torch.randn_like(x), y] for x, y in dls.valid]
+    twin = make_learner(dls)
+    twin.model.load_state_dict(base.model.state_dict())
+    c = twin.compare(base, noisy)
+    assert torch.equal(c.z, c.zb) and not c.fixed and not c.broken and c.p == 1
+
+
+def test_compare_shows_itself(dls, base):
+    c = make_learner(dls).compare(base)
+    text, html = repr(c), c._repr_html_()
+    for word in ('baseline', 'focusnet', 'accuracy', 'ece', 'fixed', 'broken', 'McNemar', 'Most confused'): assert word in text and word in html
+    assert '<table' in html and '<' not in text
+    assert isinstance(c.df, pd.DataFrame) and list(c.df.columns) == ['accuracy', 'nll', 'ece']
+
+
+def test_compare_of_perfect_networks():
+    z = 10*torch.eye(3)
+    c = Comparison(z, z, torch.arange(3), vocab=list('abc'))
+    assert c.p == 1 and len(c.most_confused()) == 0 and 'Most confused' not in repr(c)
+    assert c._repr_html_()
+
+
+def test_compare_refuses(dls, base):
+    learn = make_learner(dls)
+    with pytest.raises(ValueError, match='own baseline'): learn.compare(learn)
+    with pytest.raises(ValueError, match='no labels'): learn.compare(base, [(x,) for x, _ in dls.valid])
+    with pytest.raises(ValueError, match='no images'): learn.compare(base, [])
+
+
+def test_compare_matches_classes_by_name(dls, base):
+    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
+    perm = copy.deepcopy(base.model)
+    last = [m for m in perm.modules() if isinstance(m, nn.Linear)][-1]
+    last.weight.data, last.bias.data = last.weight.data[order], last.bias.data[order]
+    c = make_learner(dls).compare(Baseline(perm, vocab=[str(o) for o in order]))
+    assert torch.allclose(c.zb, make_learner(dls).compare(base).zb, atol=1e-5)
+
+
+def test_calibration_error_by_hand():
+    probs = torch.tensor([[.9, .1], [.9, .1], [.6, .4], [.6, .4]])
+    # bin of .9: confidence .9, accuracy .5; bin of .6: confidence .6, accuracy 1
+    assert expected_calibration_error(probs, torch.tensor([0, 1, 0, 0])) == pytest.approx(.5*.4 + .5*.4)
+    assert expected_calibration_error(torch.tensor([[1., 0.]]), torch.tensor([0])) == 0
+
+
+@pytest.mark.parametrize('fixed,broken,p', [(0, 0, 1.), (5, 5, 1.), (8, 0, 2/2**8), (9, 1, 22/2**10)])
+def test_mcnemar(fixed, broken, p): assert mcnemar(fixed, broken) == pytest.approx(p)

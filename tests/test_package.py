@@ -1,0 +1,108 @@
+"What a user meets first: imports, names, packaging, README, the demo."
+import configparser, os, re, subprocess, sys
+from pathlib import Path
+import pytest
+
+root = Path(__file__).resolve().parent.parent
+settings = configparser.ConfigParser(delimiters=['='], interpolation=None)
+settings.read(root/'settings.ini', encoding='utf-8')
+cfg = settings['DEFAULT']
+
+
+def python(code, **kw):
+    "Run `code` in a fresh interpreter"
+    env = {**os.environ, **kw.pop('env', {})}
+    return subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, timeout=300, env=env, **kw)
+
+
+def test_names_do_not_collide_with_fastai():
+    "Both star imports together: no name of ours means something else in fastai.vision.all"
+    out = python('''
+import fastai.vision.all as fv, focusnet_fastai.all as ours
+public = getattr(ours, '__all__', None) or [n for n in vars(ours) if not n.startswith('_')]
+bad = [n for n in public if hasattr(fv, n) and getattr(fv, n) is not getattr(ours, n)]
+print('BAD', bad); print('N', len(public))
+from fastai.vision.all import *
+from focusnet_fastai.all import *
+dls = digits_dls(n_train=64)
+assert resnet18.__module__.startswith('torchvision') and models.resnet18 is resnet18
+learn = vision_learner(dls, resnet18, pretrained=False, n_in=1)
+print('OK', learn.arch is resnet18, FocusNetCallback, hasattr(Learner, 'refocus'))
+''')
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert 'BAD []' in out.stdout and 'OK True' in out.stdout
+
+
+def test_imports_from_an_uninstalled_checkout(tmp_path):
+    "On PYTHONPATH alone; without metadata the version falls back"
+    import shutil
+    shutil.copytree(root/'focusnet_fastai', tmp_path/'focusnet_fastai', ignore=shutil.ignore_patterns('__pycache__'))
+    code = f'''
+import sys, importlib.metadata as m
+def missing(name): raise m.PackageNotFoundError(name)
+real = m.version
+sys.path = [{str(tmp_path)!r}] + [p for p in sys.path if p not in ({str(root)!r}, '')]
+m.version = lambda n: missing(n) if n == 'focusnet_fastai' else real(n)
+import focusnet_fastai; print(focusnet_fastai.__version__, focusnet_fastai.__file__)
+'''
+    out = python(code, cwd=tmp_path, env={'PYTHONPATH': str(tmp_path)})
+    assert out.returncode == 0, out.stderr
+    assert out.stdout.startswith('0+unknown') and str(tmp_path) in out.stdout
+
+
+def test_import_of_the_package_is_light():
+    out = python('import sys, focusnet_fastai; print("torch" in sys.modules, "fastai" in sys.modules)')
+    assert out.stdout.split() == ['False', 'False'], out.stderr
+
+
+def test_packaging_facts_agree():
+    text = (root/'pyproject.toml').read_text(encoding='utf-8')
+    assert '[project]' not in text
+    for key in ('lib_name', 'lib_path'): assert re.search(rf'^{key} = "{cfg["lib_name"]}"$', text, re.M), key
+    for script in cfg['console_scripts'].split():
+        name, target = script.split('=')
+        module, func = target.split(':')
+        out = python(f'import {module} as m; assert callable(m.{func})')
+        assert out.returncode == 0, (name, out.stderr)
+    assert cfg['version'] in (root/'CHANGELOG.md').read_text(encoding='utf-8')
+
+
+def test_readme_is_made_from_the_index():
+    out = subprocess.run([sys.executable, root/'tools/readme.py', '--check'], capture_output=True, text=True)
+    assert out.returncode == 0, out.stderr
+
+
+def test_links_of_the_readme_exist():
+    text = (root/'README.md').read_text(encoding='utf-8')
+    targets = re.findall(r'\]\((?!https?:|#)([^)#]+)', text) + re.findall(r'src="(?!https?:)([^"]+)"', text)
+    assert targets
+    for t in targets: assert (root/t).exists(), t
+
+
+def test_every_notebook_names_its_module():
+    for nb in sorted((root/'nbs').glob('[0-9]*.ipynb')):
+        m = re.search(r'#\| default_exp ([\w.]+)', nb.read_text(encoding='utf-8'))
+        assert m and (root/'focusnet_fastai'/(m[1].replace('.', '/') + '.py')).exists(), nb
+
+
+def test_tutorials_are_skipped_by_the_lessons():
+    for nb in (root/'nbs/tutorials').glob('*.ipynb'): assert 'skip_exec: true' in nb.read_text(encoding='utf-8'), nb
+
+
+def run_cli(*args, **kw):
+    return subprocess.run([sys.executable, '-W', 'ignore', '-c', 'from focusnet_fastai.cli import *; import sys; sys.argv[0]="focusnet-demo"; focusnet_demo()', *args],
+                          capture_output=True, text=True, timeout=300, **kw)
+
+
+def test_demo_from_a_shell(tmp_path):
+    out = run_cli('--seeds', '2', '--n_train', '100', '--epochs', '8', '--out', str(tmp_path/'demo.png'))
+    assert out.returncode == 0, out.stderr[-2000:]
+    for word in ('seed 0', 'seed 1', 'baseline', 'twice as long', 'focusnet', 'Most confused', 'Verdict', '95 % interval'): assert word in out.stdout, word
+    assert '\r' not in out.stdout and (tmp_path/'demo.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize('args,words', [(('--n_train', '5000'), 'between 10 and 1000'), (('--seeds', '0'), 'at least 1'),
+                                        (('--out', '/nowhere/at/all.png'), 'cannot be written')])
+def test_demo_mistakes(args, words):
+    out = run_cli(*args)
+    assert out.returncode != 0 and words in out.stderr and 'Traceback' not in out.stderr
