@@ -22,7 +22,7 @@ def focusnet_demo(
 ):
     "Train a baseline and a FocusNet on real handwritten digits, and tell what changed"
     if seeds<1 or epochs<1 or not 10<=n_train<=1000:
-        sys.exit("focusnet-demo: --seeds and --epochs must be at least 1, --n_train between 10 and 1000")
+        sys.exit("focusnet-demo: --seeds and --epochs must be at least 1, --n-train between 10 and 1000")
     folder = os.path.dirname(os.path.abspath(out))
     if not os.access(folder, os.W_OK): sys.exit(f"focusnet-demo: the picture cannot be written to {folder}; choose --out")
     print('Loading fastai ...', flush=True)

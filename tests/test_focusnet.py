@@ -280,3 +280,22 @@ def test_calibration_error_by_hand():
 
 @pytest.mark.parametrize('fixed,broken,p', [(0, 0, 1.), (5, 5, 1.), (8, 0, 2/2**8), (9, 1, 22/2**10)])
 def test_mcnemar(fixed, broken, p): assert mcnemar(fixed, broken) == pytest.approx(p)
+
+
+# --- photographs -----------------------------------------------------------------------------------------------------------------
+
+def test_smoke_on_imagewoof():
+    "A few steps on real photographs, where the data set is installed"
+    from fastai.data.external import fastai_cfg
+    from focusnet_fastai.data import imagewoof_dls
+    if not (fastai_cfg().path('data')/'imagewoof2-160').exists():
+        pytest.skip('Imagewoof is not installed: untar_data(URLs.IMAGEWOOF_160) installs it')
+    dls = imagewoof_dls(size=64, bs=16, num_workers=0)
+    few = lambda dl, n: dl.new(get_idxs=lambda: list(range(0, len(dl.dataset), len(dl.dataset)//n))[:n])
+    small = DataLoaders(few(dls.train, 48), few(dls.valid, 40))
+    base = Learner(small, half_mobilenet_v2(10), metrics=accuracy)
+    with quiet(base):
+        base.fit_one_cycle(1, 1e-2)
+        learn = base.refocus(1, 1e-2)
+    c = learn.compare(base)
+    assert len(c.y) == 40 and 'Dingo' in c.vocab and all(math.isfinite(v) for v in learn.recorder.values[0])

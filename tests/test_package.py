@@ -89,20 +89,41 @@ def test_tutorials_are_skipped_by_the_lessons():
     for nb in (root/'nbs/tutorials').glob('*.ipynb'): assert 'skip_exec: true' in nb.read_text(encoding='utf-8'), nb
 
 
-def run_cli(*args, **kw):
-    return subprocess.run([sys.executable, '-W', 'ignore', '-c', 'from focusnet_fastai.cli import *; import sys; sys.argv[0]="focusnet-demo"; focusnet_demo()', *args],
-                          capture_output=True, text=True, timeout=300, **kw)
+def run_cli(name, *args, **kw):
+    "Run a command as installed"
+    return subprocess.run([Path(sys.executable).parent/name, *args], capture_output=True, text=True, timeout=300,
+                          env={**os.environ, 'PYTHONWARNINGS': 'ignore'}, **kw)
 
 
 def test_demo_from_a_shell(tmp_path):
-    out = run_cli('--seeds', '2', '--n_train', '100', '--epochs', '8', '--out', str(tmp_path/'demo.png'))
+    out = run_cli('focusnet-demo', '--seeds', '2', '--n-train', '100', '--epochs', '8', '--out', str(tmp_path/'demo.png'))
     assert out.returncode == 0, out.stderr[-2000:]
     for word in ('seed 0', 'seed 1', 'baseline', 'twice as long', 'focusnet', 'Most confused', 'Verdict', '95 % interval'): assert word in out.stdout, word
     assert '\r' not in out.stdout and (tmp_path/'demo.png').read_bytes().startswith(b'\x89PNG')
 
 
-@pytest.mark.parametrize('args,words', [(('--n_train', '5000'), 'between 10 and 1000'), (('--seeds', '0'), 'at least 1'),
+@pytest.mark.parametrize('args,words', [(('--n-train', '5000'), 'between 10 and 1000'), (('--seeds', '0'), 'at least 1'),
                                         (('--out', '/nowhere/at/all.png'), 'cannot be written')])
 def test_demo_mistakes(args, words):
-    out = run_cli(*args)
+    out = run_cli('focusnet-demo', *args)
     assert out.returncode != 0 and words in out.stderr and 'Traceback' not in out.stderr
+
+
+def test_help_of_every_command():
+    for script in cfg['console_scripts'].split():
+        out = run_cli(script.split('=')[0], '--help')
+        assert out.returncode == 0 and 'usage' in out.stdout and 'Traceback' not in out.stderr, script
+
+
+def test_modules_out_of_step_are_noticed(tmp_path):
+    "The check of `make check` fails when a module or a notebook was edited by hand"
+    import shutil
+    for d in ('nbs', 'focusnet_fastai', 'tools'): shutil.copytree(root/d, tmp_path/d, ignore=shutil.ignore_patterns('__pycache__', 'models'))
+    for f in ('pyproject.toml', 'settings.ini'): shutil.copy(root/f, tmp_path/f)
+    shutil.copy(root/'focusnet_fastai/models.py', tmp_path/'focusnet_fastai/models.py')
+    check = lambda: subprocess.run([sys.executable, tmp_path/'tools/in_step.py'], capture_output=True, text=True, timeout=300)
+    assert check().returncode == 0, check().stderr
+    module = tmp_path/'focusnet_fastai/loss.py'
+    module.write_text(module.read_text(encoding='utf-8') + '\nx = 1\n', encoding='utf-8')
+    out = check()
+    assert out.returncode != 0 and 'loss.py' in out.stderr
