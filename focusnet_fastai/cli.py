@@ -17,7 +17,7 @@ warnings.filterwarnings('ignore', message='.*torch.jit.script.*')
 def focusnet_demo(
     seeds:int=5, # How many seeds; a seed chooses training digits and initialisation
     n_train:int=400, # Training digits, 10 to 1000
-    epochs:int=30, # Epochs of the baseline and of FocusNet
+    epochs:int=25, # Epochs of the baseline and of FocusNet
     out:str='focusnet-demo.png', # Where to save the picture of fixed digits
 ):
     "Train a baseline and a FocusNet on real handwritten digits, and tell what changed"

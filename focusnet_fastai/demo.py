@@ -39,10 +39,11 @@ def train_lenet(
 def train_seed(
     seed:int, # chooses the training digits and the initialisation
     n_train:int=400, # training digits
-    n_epoch:int=30, # of the baseline and of FocusNet each
+    n_epoch:int=25, # of the baseline and of FocusNet each
     **focus # arguments of `FocusNetCallback`
 )->dict: # name: `Comparison` with the baseline
     "Train baseline, twice-as-long baseline and FocusNet, and compare on the validation digits"
+    set_seed(seed)
     dls = digits_dls(n_train=n_train, seed=seed)
     base = train_lenet(dls, n_epoch, seed)
     twice = train_lenet(dls, 2*n_epoch, seed)
@@ -144,7 +145,7 @@ def report(
 def run_demo(
     seeds:int=5, # how many, counted from 0
     n_train:int=400, # training digits (of 1,000)
-    n_epoch:int=30, # epochs of baseline and FocusNet
+    n_epoch:int=25, # epochs of baseline and FocusNet
     out:str='focusnet-demo.png', # where the picture goes
     **focus # arguments of `FocusNetCallback`
 )->list: # one dict of comparisons a seed

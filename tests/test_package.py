@@ -127,3 +127,11 @@ def test_modules_out_of_step_are_noticed(tmp_path):
     module.write_text(module.read_text(encoding='utf-8') + '\nx = 1\n', encoding='utf-8')
     out = check()
     assert out.returncode != 0 and 'loss.py' in out.stderr
+
+
+def test_demo_is_reproducible():
+    "The same seed gives the same numbers, whatever ran before"
+    from focusnet_fastai.demo import train_seed
+    runs = [{k: c.z for k, c in train_seed(s, n_train=64, n_epoch=2).items()} for s in (3, 4, 3)]
+    for k in runs[0]:
+        assert (runs[0][k] == runs[2][k]).all() and not (runs[0][k] == runs[1][k]).all()
