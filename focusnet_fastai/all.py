@@ -4,4 +4,6 @@ from .terms import *
 from .focusnet import *
 from .models import *
 from .data import *
+from .datasets import *
 from .cam import *
+from .figures import *

@@ -1,31 +1,25 @@
-"The loaders: in memory against fastai's item-wise one, the digits, Imagewoof (miniature, and the real one where installed)."
+"The loaders: in memory against fastai's item-wise ones, crops and flips of whole batches, the digits."
 import os, random, re, subprocess, sys, time
 from pathlib import Path
 
 import numpy as np, pytest, torch
 import matplotlib.pyplot as plt
 from PIL import Image
+from scipy.stats import chi2_contingency, chisquare
 from sklearn.datasets import load_digits
 from torch import nn
 import fastai.vision.all as fv
-from fastai.vision.all import (Categorize, ClassificationInterpretation, CrossEntropyLossFlat, Datasets, Flip, L, Learner, MixUp,
-                               Normalize, PILImage, PILImageBW, Pipeline, TensorCategory, TensorImage, TensorImageBW, TfmdDL, Transform,
-                               URLs, accuracy, fastai_path, first, get_image_files, imagenet_stats, load_learner, set_seed, tensor,
-                               untar_data)
+from fastai.vision.all import (AffineCoordTfm, Categorize, CategoryBlock, ClassificationInterpretation, CropPad, CrossEntropyLossFlat, DataBlock, Datasets,
+                               Flip, FlipItem, ImageBlock, ImageDataLoaders, IndexSplitter, IntToFloatTensor, L, Learner, MixUp, MultiCategoryBlock, Normalize,
+                               PILImage, PILImageBW, Pipeline, RandomCrop, RandomResizedCrop, Resize, Rotate, TensorCategory, TensorImage, TensorImageBW,
+                               TfmdDL, Transform, WeightedDL, accuracy, first, get_image_files, imagenet_stats, load_learner, parent_label, set_seed, tensor)
 from fastai.distributed import DistributedDL
 
 import focusnet_fastai.data as D
-from focusnet_fastai.data import (ImageTensors, InMemoryDL, InMemoryLoaders, RandomOrCentreCrop, class_files, digits_dls, digits_split,
-                                  digits_stats, imagewoof_breeds, imagewoof_dls)
+from focusnet_fastai.data import (CropBatch, FlipBatch, ImageTensors, InMemoryDL, InMemoryLoaders, digits_dls, digits_split, digits_stats,
+                                  in_memory)
 
 ROOT = Path(__file__).resolve().parent.parent
-INSTALLED = fastai_path('data')/'imagewoof2-160'
-needs_imagewoof = pytest.mark.skipif(not INSTALLED.is_dir(), reason="Imagewoof is not installed (fastai's untar_data(URLs.IMAGEWOOF_160) fetches it)")
-BREEDS = ['Shih-Tzu', 'Rhodesian ridgeback', 'Beagle', 'English foxhound', 'Border terrier', 'Australian terrier', 'Golden retriever',
-          'Old English sheepdog', 'Samoyed', 'Dingo']  # Figure 1 of the paper, indices 0..9
-FOLDERS = ['n02086240', 'n02087394', 'n02088364', 'n02089973', 'n02093754', 'n02096294', 'n02099601', 'n02105641', 'n02111889', 'n02115641']
-
-
 def itemwise(ds, **kwargs):
     "fastai's own loader over the same images, one by one"
     dsets = Datasets(range(len(ds)), [[lambda i: ds.img_cls(ds.x[i].clone())], [lambda i: ds.vocab[int(ds.y[i])], Categorize(list(ds.vocab), sort=False)]])
@@ -435,163 +429,207 @@ def test_faster_than_item_by_item():
     assert single > 4*whole, (single, whole)  # about 10 times; the machine may be busy
 
 
-# -- Imagewoof --------------------------------------------------------------------------------------------------------
+# -- crops and flips --------------------------------------------------------------------------------------------------
 
-def miniature(path, n=(3, 2), size=(200, 160)):
-    "Generated JPEGs in the layout of the true archive"
-    rng = np.random.RandomState(0)
-    for s, k in zip(('train', 'val'), n):
-        for c, folder in enumerate(FOLDERS):
-            (path/s/folder).mkdir(parents=True)
-            for i in range(k):
-                colour = rng.randint(60, 200, 3)
-                im = np.clip(colour + rng.randint(-20, 20, (size[1], size[0], 3)), 0, 255).astype(np.uint8)
-                Image.fromarray(im).save(path/s/folder/f'ILSVRC2012_val_{c:04}{i:04}.JPEG', quality=90)
+def places(images, pad):
+    "For images cut from `coordinates` of 32x32 pixels, padded: one number 0..2*(2*pad+1)**2-1 for row, column and flip"
+    a = np.stack([np.asarray(o) for o in images]).astype(int)  # (N,H,W,3)
+    flip = a[:, 16, 15, 1] > a[:, 16, 16, 1]
+    row, col = a[:, 16, 16, 0] - 1 - 16 + pad, np.where(flip, a[:, 16, 15, 1], a[:, 16, 16, 1]) - 1 - 16 + pad
+    n = 2*pad + 1
+    assert row.min() >= 0 and row.max() < n and col.min() >= 0 and col.max() < n
+    return (row*n + col)*2 + flip
+
+
+def coordinates():
+    r, c = np.mgrid[:32, :32]
+    return np.stack([r + 1, c + 1, 0*r + 9], -1).astype(np.uint8)
+
+
+def test_crops_and_flips_are_distributed_as_item_by_item():
+    "All 9*9 places, flipped or not, equally often: against the uniform distribution and against fastai's item transforms"
+    n, cells = 16200, 162
+    set_seed(0)
+    one = TensorImage(coordinates()).permute(2, 0, 1)
+    tfms = Pipeline([CropBatch(pad=4), FlipBatch()], split_idx=0)
+    ours = places(torch.cat([tfms(TensorImage(one[None].repeat(100, 1, 1, 1))) for _ in range(n//100)]).permute(0, 2, 3, 1).numpy(), 4)
+    # fastai's RandomCrop never leaves out the padding of CropPad, since the padded image is larger than the crop
+    items = Pipeline([CropPad(40), RandomCrop(32), FlipItem()], split_idx=0)
+    im = PILImage.create(coordinates())
+    theirs = places([items(im) for _ in range(n)], 4)
+    a, b = (np.bincount(o, minlength=cells) for o in (ours, theirs))
+    assert chisquare(a).pvalue > .001 and chi2_contingency([a, b]).pvalue > .001
+    biased = np.bincount(places(torch.cat([CropBatch(pad=4)(TensorImage(one[None].repeat(n, 1, 1, 1)), split_idx=0)]).permute(0, 2, 3, 1).numpy(), 4), minlength=cells)
+    assert chisquare(biased).pvalue < 1e-6  # the test would see that the flip is missing
+    near = np.corrcoef(ours[:-1]//2, ours[1:]//2)[0, 1], np.corrcoef(ours[:-1] % 2, ours[1:] % 2)[0, 1]
+    assert np.abs(near).max() < 4/n**.5  # neighbours in a batch are drawn independently
+
+
+def test_a_crop_is_a_shifted_image_with_zeros_around():
+    im = torch.randint(1, 256, (1, 3, 32, 32), dtype=torch.uint8)
+    padded = torch.zeros(3, 48, 48, dtype=torch.uint8); padded[:, 8:40, 8:40] = im[0]
+    windows = {padded[:, r:r+32, c:c+32].numpy().tobytes() for r in range(17) for c in range(17)}
+    out = CropBatch(pad=8)(TensorImage(im.repeat(200, 1, 1, 1)), split_idx=0)
+    assert type(out) is TensorImage and out.dtype == torch.uint8
+    got = {o.contiguous().numpy().tobytes() for o in out}
+    assert got <= windows and len(got) > 100
+    smaller = CropBatch((20, 24))(TensorImage(im.repeat(50, 1, 1, 1)), split_idx=0)
+    assert smaller.shape == (50, 3, 20, 24) and len({o.contiguous().numpy().tobytes() for o in smaller}) > 25
+    assert torch.equal(CropBatch((20, 24))(TensorImage(im), split_idx=1), im[:, :, 6:26, 4:28])
+    flipped = FlipBatch(1.)(TensorImage(im), split_idx=0)
+    assert torch.equal(flipped, im.flip(-1)) and torch.equal(FlipBatch(0.)(TensorImage(im), split_idx=0), im)
+
+
+def test_augmentation_in_the_loader(ds):
+    "In training only, anew each epoch, the same for the same seed, as bytes and as floats, with the other transforms"
+    x8 = torch.randint(256, (40, 3, 16, 16), dtype=torch.uint8)
+    y = torch.arange(40) % 2
+    def loaders(x, **kw): return InMemoryLoaders.from_tensors((x, y), (x, y), 'ab', bs=40, shuffle=False, batch_tfms=[CropBatch(pad=4), FlipBatch(), Normalize.from_stats(*imagenet_stats)], **kw)
+    dls = loaders(x8)
+    def epoch(dl, seed): torch.manual_seed(seed); return dl.one_batch()[0]
+    assert torch.equal(epoch(dls.train, 0), epoch(dls.train, 0)) and not torch.equal(epoch(dls.train, 0), epoch(dls.train, 1))
+    torch.manual_seed(0)
+    assert not torch.equal(dls.train.one_batch()[0], dls.train.one_batch()[0])
+    assert torch.allclose(epoch(dls.train, 0), epoch(loaders(x8/255).train, 0), atol=1e-5)
+    mean, std = (torch.tensor(o).view(1, 3, 1, 1) for o in imagenet_stats)
+    still = (x8/255 - mean)/std
+    for dl in (dls.valid, dls.test_dl(x8), dls.train.new(dls.valid_ds)): assert torch.allclose(dl.one_batch()[0], still, atol=1e-5)
+    assert not torch.allclose(epoch(dls.train.new(bs=20), 0), still[:20], atol=1e-2)
+    assert torch.equal(dls.train_ds.x, x8)  # untouched
+    shown = dls.train.decode((epoch(dls.train, 0), y))[0]
+    assert shown.min() >= -1e-4 and shown.max() <= 255.001
+    dls.show_batch(); plt.close('all')
+    class OneProcess(DistributedDL):
+        def _broadcast(self, t, rank): return list(t)
+    a, b = (next(iter(OneProcess(dls.train, rank=r, world_size=2)))[0] for r in range(2))
+    assert a.shape == b.shape == (20, 3, 16, 16) and not torch.allclose(a, still[:20], atol=1e-2)
+
+
+def test_bad_crops():
+    with pytest.raises(ValueError, match='No window of 40x40 fits into images of 32x32, padded by 3'): CropBatch(40, pad=3)(TensorImage(torch.zeros(1, 3, 32, 32)), split_idx=0)
+
+
+def test_on_device(ds):
+    "The data set follows its loader where that is asked for, also in loaders made from it; elsewhere it stays"
+    def loaders(**kw):
+        data = [ImageTensors(ds.x.clone(), ds.y.clone(), ds.vocab, i) for i in range(2)]
+        return InMemoryLoaders(*(InMemoryDL(o, bs=5, device='cpu', **kw) for o in data))
+    dls, stays = loaders(on_device=True), loaders()
+    assert dls.train.new(bs=3).on_device and not stays.train.new(bs=3).on_device
+    for o in (dls, stays): o.to('meta')
+    assert dls.train_ds.x.device.type == dls.train_ds.y.device.type == dls.valid_ds.x.device.type == 'meta'
+    assert stays.train_ds.x.device.type == 'cpu'
+
+
+@pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+def test_on_a_gpu():
+    x8, y = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8), torch.arange(64) % 2
+    tfms = lambda: [CropBatch(pad=4), FlipBatch(), Normalize.from_stats(*imagenet_stats)]
+    make = lambda device: InMemoryLoaders.from_tensors((x8.clone(), y), (x8.clone(), y), 'ab', bs=32, shuffle=False, batch_tfms=tfms(), on_device=True, device=device)
+    a, b = make('cpu'), make('cuda')
+    assert b.train_ds.x.is_cuda and b.train_ds.y.is_cuda
+    for dl, dm in zip(a, b):
+        torch.manual_seed(0); p = list(dl)
+        torch.manual_seed(0); q = list(dm)
+        for (x, t), (u, v) in zip(p, q): assert u.is_cuda and v.is_cuda and torch.allclose(x, u.cpu(), atol=1e-5) and torch.equal(t, v.cpu())
+    with pytest.raises(ValueError, match='use num_workers=0'): list(b.train.new(num_workers=1))
+    assert not b.to('cpu').train_ds.x.is_cuda
+
+
+# -- in_memory --------------------------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def pngs(tmp_path_factory):
+    "60 generated colour images of 16x16 in folders of three classes"
+    path, rng = tmp_path_factory.mktemp('pngs'), np.random.RandomState(0)
+    for i in range(60):
+        (path/'abc'[i % 3]).mkdir(exist_ok=True)
+        Image.fromarray(rng.randint(0, 256, (16, 16, 3)).astype(np.uint8)).save(path/'abc'[i % 3]/f'{i:02}.png')
     return path
 
 
-@pytest.fixture(scope='module')
-def woof(tmp_path_factory): return miniature(tmp_path_factory.mktemp('data')/'imagewoof2-160')
+def plain_dls(path, **kwargs):
+    "fastai's own loaders, item by item"
+    kwargs = {'valid_pct': .25, 'seed': 0, 'bs': 10, 'num_workers': 0, 'batch_tfms': Normalize.from_stats(*imagenet_stats), **kwargs}
+    return ImageDataLoaders.from_folder(path, **kwargs)
 
 
-def offline(home):
-    "An environment in which every download is refused by a real, closed port, and fastai's folder is `home`"
-    proxy = {k: 'http://127.0.0.1:9' for k in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY')}
-    env = {k: v for k, v in os.environ.items() if k.lower() != 'no_proxy'}
-    return {**env, **proxy, 'FASTAI_HOME': str(home), 'PYTHONPATH': str(ROOT)}
+@pytest.mark.parametrize('kwargs', [dict(), dict(bs=7, val_bs=4), dict(item_tfms=Resize(12, 'squish')), dict(item_tfms=Resize(12)), dict(item_tfms=Resize((12, 20), 'squish')),
+                                    dict(item_tfms=CropPad(20)), dict(item_tfms=CropPad(12)), dict(item_tfms=[FlipItem(0.), CropPad(24), RandomCrop(24)]), dict(item_tfms=FlipItem(1.)), dict(shuffle=False), dict(batch_tfms=[])], ids=str)
+def test_in_memory_gives_the_same_batches(pngs, kwargs):
+    random.seed(5)
+    plain = plain_dls(pngs, **kwargs)
+    held = in_memory(plain)
+    assert type(held) is InMemoryLoaders and held.path == plain.path and list(held.vocab) == list(plain.vocab) == ['a', 'b', 'c'] and held.c == 3
+    for _ in range(2):
+        for a, b in zip(plain, held): same_batches(a, b)
+    assert plain.train.rng.getstate() == held.train.rng.getstate()
+    for f in (pngs/'a'/'00.png', PILImage.create(pngs/'b'/'01.png')):
+        assert torch.allclose(plain.test_dl([f]).one_batch()[0], held.test_dl([f]).one_batch()[0], atol=1e-5)
+    a, b = plain.test_dl(plain.valid_ds.items, with_labels=True).one_batch(), held.test_dl([(f, Path(f).parent.name) for f in plain.valid_ds.items], with_labels=True).one_batch()
+    assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
 
-def test_breeds():
-    assert list(imagewoof_breeds) == FOLDERS and list(imagewoof_breeds.values()) == BREEDS
+def test_in_memory_augments(pngs):
+    "Crops and flips in training; the validation images are those of the plain loaders"
+    plain = plain_dls(pngs, item_tfms=[CropPad(20), RandomCrop(16), FlipItem()], shuffle=False, drop_last=False)
+    held = in_memory(plain)
+    assert [type(f) for f in held.train.after_batch.fs[:2]] == [CropBatch, FlipBatch] and held.train_ds.x.shape[1:] == (3, 20, 20)
+    same_batches(plain.valid, held.valid)
+    assert not torch.equal(held.train.one_batch()[0], held.train.one_batch()[0])
+    def seen(dl): return {o.numpy().tobytes() for _ in range(200) for o in dl.one_batch()[0][:2]}
+    random.seed(0); torch.manual_seed(0)
+    dls = [in_memory(plain_dls(pngs, batch_tfms=[], item_tfms=[CropPad(18), RandomCrop(16), FlipItem()], shuffle=False)) , plain_dls(pngs, batch_tfms=[], item_tfms=[CropPad(18), RandomCrop(16), FlipItem()], shuffle=False)]
+    a, b = (seen(o.train) for o in dls)
+    assert a == b and len(a) == 2*9*2  # the very same 3*3*2 versions of both images
 
 
-def test_imagewoof_miniature(woof):
-    dls = imagewoof_dls(size=64, bs=10, path=woof, num_workers=0)
-    assert (len(dls.train_ds), len(dls.valid_ds), dls.c) == (30, 20, 10) and list(dls.vocab) == BREEDS
-    x, y = dls.one_batch()
-    assert (type(x), tuple(x.shape), type(y)) == (TensorImage, (10, 3, 64, 64), TensorCategory)
-    for ds in (dls.train_ds, dls.valid_ds):
-        assert all(FOLDERS[int(y)] == Path(f).parent.name for f, (_, y) in zip(ds.items, ds))
-    assert {Path(f).parent.parent.name for f in dls.train_ds.items} == {'train'} and {Path(f).parent.parent.name for f in dls.valid_ds.items} == {'val'}
-    assert dls.train_ds.items == sorted(dls.train_ds.items)
-    assert isinstance(Learner(dls, nn.Linear(1, 1)).loss_func, CrossEntropyLossFlat)
-    dls.show_batch(); plt.close('all')
-    norm = first(f for f in dls.after_batch.fs if isinstance(f, Normalize))
-    assert np.allclose(norm.mean.flatten(), imagenet_stats[0]) and np.allclose(norm.std.flatten(), imagenet_stats[1])
+def test_in_memory_leaves_the_original_alone(pngs):
+    plain = plain_dls(pngs)
+    before, held = [f for f in plain.train.after_batch.fs], in_memory(plain)
+    assert all(f is g for f, g in zip(before, plain.train.after_batch.fs)) and not {*map(id, before)} & {*map(id, held.train.after_batch.fs)}
+    learn = Learner(held, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)), metrics=accuracy)
+    with learn.no_bar(), learn.no_logging():
+        learn.fit(1)
+        assert learn.predict(pngs/'a'/'00.png')[0] in 'abc'
 
 
-def test_imagewoof_passes_arguments_on(woof):
-    dls = imagewoof_dls(size=32, bs=4, path=str(woof), num_workers=0, val_bs=7, shuffle=False, drop_last=False, device='cpu')
-    assert (dls.train.bs, dls.valid.bs, dls.train.shuffle, dls.train.drop_last, dls.train.fake_l.num_workers) == (4, 7, False, False, 0)
-    assert torch.equal(dls.one_batch()[1], tensor([0, 0, 0, 1])) and str(dls.device) == 'cpu'
-    assert imagewoof_dls(size=(32, 48), bs=4, path=woof, num_workers=0).one_batch()[0].shape[-2:] == (32, 48)
-    crop = first(f for f in imagewoof_dls(path=woof, min_scale=.5, num_workers=0).after_item.fs if isinstance(f, RandomOrCentreCrop))
-    assert crop.min_scale == .5
+def test_in_memory_grey_and_workers(pngs):
+    block = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=IndexSplitter(range(10)))
+    plain = block.dataloaders(pngs, bs=10, num_workers=2)
+    held = in_memory(plain)
+    assert held.train_ds.x.shape == (50, 1, 16, 16) and held.train_ds.img_cls is TensorImageBW and held.train.fake_l.num_workers == 0
+    same_batches(plain.valid, held.valid)
 
 
-def test_imagewoof_with_workers(woof):
-    dls = imagewoof_dls(size=32, bs=10, path=woof, num_workers=2)
-    assert sorted(torch.cat([y for _, y in dls.train]).tolist()) == sorted([*range(10)]*3)
+class Strange(Transform):
+    def encodes(self, x: PILImage): return x
 
 
-def test_training_is_random_and_validation_is_not(woof):
-    dls = imagewoof_dls(size=32, bs=20, path=woof, num_workers=0, shuffle=False)
-    assert not torch.equal(dls.train.one_batch()[0], dls.train.one_batch()[0])
-    assert torch.equal(dls.valid.one_batch()[0], dls.valid.one_batch()[0])
+@pytest.mark.parametrize('kwargs,name', [
+    (dict(item_tfms=RandomResizedCrop(16)), 'RandomResizedCrop'), (dict(item_tfms=Strange()), 'Strange'), (dict(item_tfms=[Resize(8, 'squish', p=.5)]), 'Resize.* with p=0.5'),
+    (dict(item_tfms=Resize((8, 12))), "Resize with method 'crop': it takes a random part of .*png, which has 16x16 pixels"),
+    (dict(item_tfms=Resize((8, 12), 'pad')), "Resize with method 'pad': it takes a random part"),
+    (dict(item_tfms=[CropPad(19)]), 'CropPad: it would not put .*png'), (dict(item_tfms=RandomCrop(17)), 'RandomCrop to 17x17: it is larger than the images'),
+    (dict(bs=None, drop_last=False), 'bs=None'), (dict(create_item=lambda i: None), "create_item"), (dict(before_batch=Strange()), 'Strange'),
+    (dict(dl_type=WeightedDL, wgts=np.ones(45)), 'WeightedDL')], ids=lambda o: o if isinstance(o, str) else '')
+def test_in_memory_refuses_by_name(pngs, kwargs, name):
+    if 'dl_type' in kwargs or 'before_batch' in kwargs or 'create_item' in kwargs or kwargs.get('bs', 0) is None:
+        plain = plain_dls(pngs)
+        if 'dl_type' in kwargs: plain.loaders[0] = plain.train.new(cls=WeightedDL, wgts=np.ones(45))
+        else: plain.loaders[0] = plain.train.new(**kwargs)
+    else: plain = plain_dls(pngs, **kwargs)
+    with pytest.raises(ValueError, match=f'in_memory cannot translate .*{name}'): in_memory(plain)
 
 
-def test_flips_and_crops(woof):
-    "Half of the training pictures are mirrored; crops cover min_scale..1 of the area and move about"
-    ramp = np.tile(np.arange(160, dtype=np.uint8)[None, :, None], (120, 1, 3))
-    im = PILImage.create(ramp)
-    pipe, still = (Pipeline(dl.after_item.fs, split_idx=i) for i, dl in enumerate(imagewoof_dls(size=32, path=woof, num_workers=0)))
-    crop = first(f for f in pipe.fs if isinstance(f, RandomOrCentreCrop))
-    random.seed(0)
-    flips, areas, lefts = [], [], []
-    for _ in range(400):
-        a = pipe(im)[0].float()
-        flips.append(bool(a[:, 0].mean() > a[:, -1].mean())); areas.append(np.prod(crop.cp_size)/(160*120)); lefts.append(crop.tl[0])
-    assert .42 < np.mean(flips) < .58
-    assert .34 < min(areas) < .4 and max(areas) > .9 and len(set(lefts)) > 30
-    assert all(torch.equal(still(im), still(im)) and still(im)[0, 0, 0] < still(im)[0, 0, -1] for _ in range(20))
+def test_in_memory_refuses_other_targets_and_sizes(pngs, tmp_path):
+    block = DataBlock((ImageBlock, MultiCategoryBlock), get_items=get_image_files, get_y=lambda f: [f.parent.name], splitter=IndexSplitter(range(10)))
+    with pytest.raises(ValueError, match='MultiCategorize|EncodedMulti|OneHotEncode'): in_memory(block.dataloaders(pngs, bs=10, num_workers=0))
+    for i in range(4): Image.new('RGB', (16 + (i == 3), 16)).save(mkdirs(tmp_path/'ab'[i % 2])/f'{i}.png')
+    with pytest.raises(ValueError, match=r'3.png has \(3, 16, 17\): add a Resize|but .*png has'): in_memory(ImageDataLoaders.from_folder(tmp_path, valid_pct=.25, seed=1, bs=1, num_workers=0))
 
 
-@pytest.mark.parametrize('wh,size', [((200, 160), 128), ((160, 333), 128), ((160, 160), 64), ((500, 375), 224), ((90, 70), 128), ((200, 160), (64, 96))])
-def test_centre_crop(wh, size):
-    "As torchvision's Resize to 256/224 of the size on the shorter side, then CenterCrop, and no proportions changed"
-    import torchvision.transforms as T
-    h, w = (size, size) if isinstance(size, int) else size
-    yy, xx = np.mgrid[:wh[1], :wh[0]]
-    im = PILImage.create(np.stack([xx*255/wh[0], yy*255/wh[1], 0*xx], -1).astype(np.uint8))
-    crop = RandomOrCentreCrop(size)
-    ours = np.asarray(crop(im, split_idx=1)).astype(float)
-    assert ours.shape == (h, w, 3)
-    cw, ch = crop.cp_size
-    assert abs(cw/ch - w/h) < .03 and abs(crop.tl[0]*2 + cw - wh[0]) <= 1 and abs(crop.tl[1]*2 + ch - wh[1]) <= 1
-    if h == w:
-        theirs = np.asarray(T.Compose([T.Resize(round(size*256/224)), T.CenterCrop(size)])(Image.fromarray(np.asarray(im)))).astype(float)
-        assert np.abs(ours - theirs).max() < 6 and np.abs(ours - theirs).mean() < 1.5
-
-
-def test_imagewoof_export(woof, tmp_path):
-    learn = Learner(imagewoof_dls(size=32, bs=10, path=woof, num_workers=0), nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)))
-    file = get_image_files(woof/'val')[3]
-    want = quietly(learn, learn.predict, file)
-    assert want[0] in BREEDS
-    learn.export(tmp_path/'dogs.pkl')
-    again = load_learner(tmp_path/'dogs.pkl')
-    got = quietly(again, again.predict, PILImage.create(file))
-    assert got[0] == want[0] and torch.allclose(got[2], want[2])
-
-
-def test_imagewoof_wrong_folders(tmp_path):
-    with pytest.raises(FileNotFoundError, match='There is no folder .*nowhere'): imagewoof_dls(path=tmp_path/'nowhere')
-    path = miniature(tmp_path/'woof', n=(1, 1), size=(20, 16))
-    files = class_files(path, imagewoof_breeds)
-    assert [len(o) for o in files] == [10, 10]
-    (path/'train'/'.ipynb_checkpoints').mkdir()
-    assert class_files(path, imagewoof_breeds) == files
-    (path/'val'/'n00000000').mkdir()
-    with pytest.raises(ValueError, match='Unknown class folder .*woof.val.n00000000'): imagewoof_dls(path=path)
-    (path/'val'/'n00000000').rmdir()
-    image = first(get_image_files(path/'val'/FOLDERS[3]))
-    image.rename(image.with_suffix('.txt'))
-    with pytest.raises(ValueError, match=f"woof.val.{FOLDERS[3]} of the class 'English foxhound' holds no images"): imagewoof_dls(path=path)
-    image.with_suffix('.txt').unlink(); image.parent.rmdir()
-    with pytest.raises(FileNotFoundError, match=f"There is no folder .*woof.val.{FOLDERS[3]} for the class 'English foxhound'"): imagewoof_dls(path=path)
-    (path/'val').rename(path/'valid')
-    with pytest.raises(FileNotFoundError, match='There is no folder .*woof.val$'): imagewoof_dls(path=path)
-
-
-def test_without_a_network(tmp_path):
-    "An installed set is found without a download; a missing one says what to put where"
-    home = miniature(tmp_path/'data'/'imagewoof2-160', n=(1, 1), size=(20, 16))
-    code = f"""
-from focusnet_fastai.data import *
-import pathlib
-print(len(imagewoof_dls(num_workers=0).valid_ds), flush=True)
-pathlib.Path({str(home)!r}).rename({str(tmp_path/'elsewhere')!r})
-imagewoof_dls(num_workers=0)"""
-    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, env=offline(tmp_path))
-    assert out.stdout.split()[0] == '10' and out.returncode == 1, out.stderr
-    last = out.stderr.strip().splitlines()[-1]
-    assert 'Could not fetch https://' in last and f"save the archive as {tmp_path/'archive'/'imagewoof2-160.tgz'}" in last, last
-
-
-@needs_imagewoof
-def test_imagewoof_real():
-    "All photographs, on two short batches"
-    assert untar_data(URLs.IMAGEWOOF_160) == INSTALLED
-    dls = imagewoof_dls(bs=16, num_workers=0)
-    assert (len(dls.train_ds), len(dls.valid_ds)) == (9025, 3929) and list(dls.vocab) == BREEDS
-    counts = np.bincount([FOLDERS.index(Path(f).parent.name) for f in dls.train_ds.items])
-    assert counts[3] == 580 and counts.min() == 580  # English foxhound has the fewest
-    for dl in dls:
-        x, y = dl.one_batch()
-        assert x.shape == (16, 3, 128, 128) and abs(x.mean()) < 1 and .5 < x.std() < 2
-    learn = Learner(dls, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 10)))
-    name, idx, probs = quietly(learn, learn.predict, dls.valid_ds.items[0])
-    assert name == BREEDS[int(idx)] and abs(probs.sum() - 1) < 1e-5
+def mkdirs(path): path.mkdir(exist_ok=True); return path
 
 
 # -- names ------------------------------------------------------------------------------------------------------------

@@ -135,3 +135,34 @@ def test_demo_is_reproducible():
     runs = [{k: c.z for k, c in train_seed(s, n_train=64, n_epoch=2).items()} for s in (3, 4, 3)]
     for k in runs[0]:
         assert (runs[0][k] == runs[2][k]).all() and not (runs[0][k] == runs[1][k]).all()
+
+
+def test_figure_from_a_shell(tmp_path):
+    out = run_cli('focusnet-figure', '2', '--out', str(tmp_path/'f.png'), '--n', '2')
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert (tmp_path/'f.png').read_bytes().startswith(b'\x89PNG')
+
+
+@pytest.mark.parametrize('args,words', [(('5',), 'Figures 1, 2, 3 and 4'), (('1', '--base', 'no.pkl'), 'no file no.pkl'), (('2', '--images', 'nowhere'), 'no folder'),
+                                        (('3', '--out', 'x.doc'), 'must end in')])
+def test_figure_mistakes(args, words, tmp_path):
+    out = run_cli('focusnet-figure', *args, cwd=tmp_path)
+    assert out.returncode != 0 and words in out.stderr and 'Traceback' not in out.stderr
+
+
+def test_figure_of_own_learners_and_folder(tmp_path):
+    "Two exported learners and a folder of images, one folder for each class"
+    from PIL import Image
+    from focusnet_fastai.figures import digit_learners
+    base, learn = digit_learners(n_train=100, n_epoch=4)
+    for l, f in ((base, 'base.pkl'), (learn, 'learn.pkl')):
+        l.path = tmp_path
+        l.export(f)
+    for i in range(12):
+        x, y = base.dls.valid_ds[i]
+        folder = tmp_path/'images'/str(int(y))
+        folder.mkdir(parents=True, exist_ok=True)
+        Image.fromarray((x[0].numpy()*255).round().astype('uint8') if x.is_floating_point() else x[0].numpy()).save(folder/f'{i}.png')
+    out = run_cli('focusnet-figure', '2', '--base', 'base.pkl', '--images', 'images', '--out', 'own.svg', cwd=tmp_path)
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert '<svg' in (tmp_path/'own.svg').read_text(encoding='utf-8')

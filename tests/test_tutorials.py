@@ -1,0 +1,43 @@
+"Each tutorial from end to end, with sizes reduced through the environment."
+import os
+from pathlib import Path
+import nbformat, pytest
+from nbclient import NotebookClient
+from fastai.data.external import fastai_cfg
+
+root = Path(__file__).resolve().parent.parent
+data = fastai_cfg().path('data')
+
+
+def run(name, **env):
+    "Run a tutorial with these settings in its environment; the executed notebook"
+    nb = nbformat.read(root/f'nbs/tutorials/{name}.ipynb', as_version=4)
+    old = dict(os.environ)
+    os.environ.update(env, OMP_NUM_THREADS='1')
+    try: NotebookClient(nb, timeout=600, kernel_name='python3', resources={'metadata': {'path': str(root/'nbs/tutorials')}}).execute()
+    finally:
+        os.environ.clear()
+        os.environ.update(old)
+    return nb
+
+
+def texts(nb, cell):
+    c = next(c for c in nb.cells if c.get('id') == cell)
+    return ' '.join(str(o.get('text') or o.get('data', {}).get('text/plain')) for o in c.outputs)
+
+
+def test_every_tutorial_has_a_test():
+    names = {p.stem for p in (root/'nbs/tutorials').glob('*.ipynb')}
+    source = Path(__file__).read_text(encoding='utf-8')
+    assert names and all(f"run('{n}'" in source for n in names), names
+
+
+def test_imagewoof():
+    if not (data/'imagewoof2-160').exists(): pytest.skip('Imagewoof is not installed: untar_data(URLs.IMAGEWOOF_160) installs it')
+    hub = Path(os.environ.get('TORCH_HOME', Path.home()/'.cache/torch'))/'hub/checkpoints'
+    if not list(hub.glob('mobilenet_v2-*')): pytest.skip('The ImageNet weights of MobileNetV2 are not in the cache of torchvision')
+    nb = run('imagewoof', FOCUSNET_EPOCHS='1', FOCUSNET_PER_BREED='6', FOCUSNET_SIZE='96')
+    assert 'McNemar' in texts(nb, 'compare') and 'focusnet' in texts(nb, 'figure-4')
+    for cell in ('figure-1', 'figure-2', 'figure-4-plot'):
+        c = next(c for c in nb.cells if c.get('id') == cell)
+        assert any('image/png' in o.get('data', {}) for o in c.outputs), cell
