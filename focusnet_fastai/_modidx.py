@@ -712,6 +712,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'focusnet_fastai.models.half_mobilenet_v2': ( 'models.html#half_mobilenet_v2',
                                                                                       'focusnet_fastai/models.py'),
                                         'focusnet_fastai.models.lenet5': ('models.html#lenet5', 'focusnet_fastai/models.py'),
+                                        'focusnet_fastai.models.small_cnn': ('models.html#small_cnn', 'focusnet_fastai/models.py'),
                                         'focusnet_fastai.models.small_resnet18': ( 'models.html#small_resnet18',
                                                                                    'focusnet_fastai/models.py'),
                                         'focusnet_fastai.models.small_resnet34': ( 'models.html#small_resnet34',

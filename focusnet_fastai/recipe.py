@@ -14,11 +14,12 @@ from importlib import import_module
 from fastai.vision.all import *
 from torchvision import models as tv
 from .data import ImageTensors, digits_dls
-from .models import lenet5, small_resnet18, small_resnet34, half_mobilenet_v2
+from .models import lenet5, small_cnn, small_resnet18, small_resnet34, half_mobilenet_v2
 
 # %% ../nbs/10_recipe.ipynb #networks
 networks = dict(
     lenet5      = lambda n,small: lenet5(n),
+    small_cnn   = lambda n,small: small_cnn(n),
     resnet18    = lambda n,small: small_resnet18(n) if small else tv.resnet18(num_classes=n),
     resnet34    = lambda n,small: small_resnet34(n) if small else tv.resnet34(num_classes=n),
     mobilenet_v2= lambda n,small: half_mobilenet_v2(n, small=small))
