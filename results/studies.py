@@ -30,24 +30,26 @@ def ablation(epochs, **settings):
 
 
 def quality(epochs, poor, **settings):
-    "Figure 4: FocusNet against baselines that stop early, at a constant rate"
+    "Figure 4: FocusNet against baselines of fewer epochs"
     s = dict(settings, epochs=epochs)
-    return [('focusnet', s, dict(epochs=e, drops=[])) for e in poor]
+    return [('focusnet', s, dict(epochs=e)) for e in poor]
 
 
 def poor_teacher(epochs, **settings):
     "Table 9: a teacher of one epoch, for pure distillation, for the usual mixture, and for FocusNet"
     s = dict(settings, epochs=epochs)
-    return [(m, s, dict(epochs=1, drops=[])) for m in ('de_reverse_kd', 'kd', 'focusnet')]
+    return [(m, s, dict(epochs=1)) for m in ('de_reverse_kd', 'kd', 'focusnet')]
 
 
-cifar = dict(net='small_cnn', n_train=2000)
+mnist = dict(data='mnist', n_valid=4000)
+cifar = dict(data='cifar10', net='small_cnn', n_train=2000, n_valid=4000, bs=32)
 studies = { # folder below `results`: recipe, seeds, rows
-    'cpu/digits-200':  ('digits', range(10), arms(30, n_train=200) + ablation(30, n_train=200)),
-    'cpu/mnist-1000':  ('mnist', range(5), arms(10, n_train=1000) + quality(10, (1, 2, 5), n_train=1000) + poor_teacher(10, n_train=1000)),
-    'cpu/mnist-5000':  ('mnist', range(5), arms(10, n_train=5000)),
-    'cpu/mnist-all':   ('mnist', range(5), arms(2)),
-    'cpu/cifar-2000':  ('cifar10', range(5), arms(20, **cifar) + ablation(20, **cifar)),
+    'cpu/digits-200': ('digits', range(10), arms(30, n_train=200) + ablation(30, n_train=200)),
+    'cpu/mnist-1000': ('modern', range(5), arms(6, n_train=1000, bs=32, **mnist) + quality(6, (1, 2, 4), n_train=1000, bs=32, **mnist)
+                       + poor_teacher(6, n_train=1000, bs=32, **mnist)),
+    'cpu/mnist-5000': ('modern', range(5), arms(5, n_train=5000, **mnist)),
+    'cpu/mnist-all':  ('modern', range(5), arms(2, bs=128, data='mnist')),
+    'cpu/cifar-2000': ('modern', range(5), arms(15, **cifar) + ablation(15, **cifar)),
 }
 # what advice was chosen on: other seeds than those that are reported
 choice = [('focusnet', dict(n_train=200, epochs=30, alpha=a, beta=b, rule=r), None) for r in ('positive', 'released') for a, b in ((1., 1.), (1., .5), (.5, 1.), (.5, .5), (.5, .25))]
@@ -67,6 +69,28 @@ def run_study(name):
     recipe, seeds, rows = studies[name]
     for seed in seeds:
         for method, settings, base in rows: run_seeds(recipe, method, [seed], here/name, base=base, log=lambda s: 'epochs in' in s and print(s, flush=True), **settings)
+
+
+def warm_labels(name):
+    "Sizes of the multi-warm label on the training images, for the trained baselines of a study"
+    import pandas as pd
+    from fastai.vision.all import noop
+    from focusnet_fastai.experiment import get_recipe, read_json
+    from focusnet_fastai.loss import warm_summary
+    from focusnet_fastai.terms import load_weights
+    rows = []
+    for path in sorted((here/name).glob('*/config.json')):
+        cfg = read_json(path)['config']
+        if cfg['method'] != 'baseline' or not (path.parent/'weights.pth').exists(): continue
+        learn = get_recipe(cfg['recipe'])(**cfg['recipe_settings']).learn
+        learn.model = load_weights(path.parent/'weights.pth', learn.model)
+        learn.model.to(learn.dls.device)
+        with learn.no_bar(), learn.no_logging(): z, y = learn.get_preds(dl=learn.dls.valid.new(learn.dls.train_ds, shuffle=False), act=noop)
+        acc = (z.argmax(1) == y).float().mean().item()
+        rows += [dict(seed=cfg['seed'], epochs=cfg['recipe_settings']['epochs'], rule=r, images=len(y), train_accuracy=round(acc, 4),
+                      **{k: round(v, 4) for k, v in warm_summary(z, y, r).items()}) for r in ('positive', 'released')]
+    if rows: pd.DataFrame(rows).to_csv(here/name/'warm.csv', index=False)
+    print(f'{name}: {len(rows)//2} baselines')
 
 
 def main():
