@@ -143,7 +143,8 @@ class RunKeeper(Callback):
         self.names,self.rows,self.train_seconds,self.peak,self.state = [],[],0.,0,None
         path = folder/'checkpoint.pth'
         if path.exists():
-            o = torch.load(path, map_location='cpu', weights_only=True)
+            try: o = torch.load(path, map_location='cpu', weights_only=True)
+            except Exception as e: raise RunError(f"{path} is damaged ({type(e).__name__}): remove it, to begin this run again") from e
             self.names,self.rows,self.train_seconds,self.peak,self.state = [o[k] for k in ('names','rows','train_seconds','peak','state')]
 
     @property
