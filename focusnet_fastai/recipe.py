@@ -148,7 +148,7 @@ def load_data(
     **kwargs # its arguments
 )->DataLoaders:
     "The loaders of a data set by the name of their function"
-    for room in ('data','datasets'):
+    for room in ('data','datasets','photos','folder'):
         try: module = import_module(f'focusnet_fastai.{room}')
         except ModuleNotFoundError as e:
             if e.name!=f'focusnet_fastai.{room}': raise
