@@ -1,6 +1,7 @@
 "Two real processes that train together, over Gloo on the CPU"
-import json, os, signal, subprocess, sys, textwrap, time
+import json, os, signal, subprocess, sys, time
 from pathlib import Path
+from textwrap import dedent
 
 import pytest, torch
 from torch import nn
@@ -38,11 +39,11 @@ def launch(tmp_path, body, how=torchrun, timeout=150):
     "Run `body` in two processes: exit code, standard output and error; afterwards none of them is left"
     pytest.importorskip('accelerate')
     script = tmp_path/'job.py'
-    script.write_text(header + textwrap.dedent(body) + footer)
+    script.write_text(header + body + footer)
     job = subprocess.Popen([sys.executable, *how, str(script), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=tmp_path)
     try: out, err = job.communicate(timeout=timeout)
     except subprocess.TimeoutExpired:
-        job.send_signal(signal.SIGTERM)  # the launcher ends its processes
+        job.terminate()  # the launcher ends its processes
         out, err = job.communicate(timeout=60)
         pytest.fail(f'The job hung.\n{out[-2000:]}\n{err[-4000:]}')
     return job.returncode, out, err
@@ -120,8 +121,8 @@ def same(o):
     a,b = gathered(o.detach().flatten())
     return torch.equal(a, b)
 def flat(net): return torch.cat([p.detach().float().flatten() for p in net.state_dict().values()])
-def fit(learn, n, cbs=None):
-    with on_all_devices(learn), learn.no_bar(), learn.no_logging(): learn.fit(n, .02, cbs=cbs)
+def fit(learn, n, cbs=None, lr=3e-3):
+    with on_all_devices(learn), learn.no_bar(), learn.no_logging(): learn.fit(n, lr, cbs=cbs)
     return learn
 def recorded(ds):
     "Positions in `ds` that are read from now on, batch by batch"
@@ -166,7 +167,7 @@ for e in range(2):
     both = [i for o in (a[e],b[e]) for batch in o for i in batch]
     report[f'epoch {e}'] = [len(both), len(set(both)), sorted(map(len, a[e]))==sorted(map(len, b[e]))]
 report['orders differ'] = a[0]!=a[1]
-report['validation'] = by_first(lambda: list(learn.validate())), list(learn.recorder.values[-1][1:3])
+report['validation'] = [list(learn.recorder.values[-1][1:3]), by_first(lambda: list(learn.validate()))]
 
 # pairs of CS-KD: the first halves of the batches are the epoch
 dls = digits_dls(n_train=96, bs=16)
@@ -192,7 +193,7 @@ def network():
     set_seed(1)
     return lenet5(10)
 start = flat(network())
-two = fit(Learner(fixed_batches(16), network(), opt_func=SGD), 3, FocusNetCallback(Baseline(base.model)))
+two = fit(Learner(fixed_batches(16), network(), opt_func=SGD), 3, FocusNetCallback(Baseline(base.model)), .02)
 def by_one():
     order = [i for k in range(0, 64, 16) for o in (0, 64) for i in range(o+k, o+k+16)]
     one = Learner(fixed_batches(32, order), network(), opt_func=SGD)
@@ -270,8 +271,8 @@ def test_two_processes(tmp_path):
     assert r['epoch 0'] == r['epoch 1'] == [202, 201, True] and r['orders differ']
     assert r['pairs'] == [3, 3, True, True] and r['pairs weights']
     assert r['items'] == [51, 51, True]
-    exact, logged = r['validation']  # 797 images, one of them counted twice
-    assert logged == pytest.approx(exact, rel=.02)
+    logged, exact = r['validation']  # 797 images, one of them counted twice
+    assert logged == pytest.approx(exact, abs=.005) and exact[1] > .5
     # averaged gradients
     difference, moved = r['difference']
     assert difference < 1e-5 and moved > 1e-2
@@ -328,20 +329,20 @@ def test_error_kill_and_resume(tmp_path):
     log = tmp_path/'cut'/'focusnet'/'log.csv'
     # the second process fails in its third epoch, and the first one does not wait for it
     start = time.time()
-    code, out, err = launch(tmp_path, RUN + '''
+    code, out, err = launch(tmp_path, RUN + dedent('''
     class Fails(Callback):
         def before_batch(self):
             if rank and self.training and self.epoch==2 and self.iter==1 and self.learn._grab_cbs(FocusNetCallback): raise SystemError('no more')
     defaults.callbacks += [Fails]
     go('cut')
-    ''')
+    '''))
     assert code != 0 and 'no more' in err and rows(log) == 2, err[-4000:]
     # killed in its fourth epoch
     pytest.importorskip('accelerate')
     (tmp_path/'kill.py').write_text(header + RUN + '''
 class Slow(Callback):
     def before_batch(self):
-        if self.training and self.epoch>=3: time.sleep(.2)
+        if self.training and self.epoch>=3: time.sleep(1)
 defaults.callbacks += [Slow]
 go('cut')
 ''' + footer)
@@ -355,12 +356,12 @@ go('cut')
     finally: kill_job(job, tmp_path)
     assert rows(log) == 3 and not (tmp_path/'cut'/'focusnet'/'result.json').exists()
     # continued by accelerate, beside an undisturbed run; with one process it is refused
-    code, out, err = launch(tmp_path, RUN + '''
+    code, out, err = launch(tmp_path, RUN + dedent('''
     lines = []
     go('cut', log=lines.append)
     go('whole')
     if not rank: print('lines', lines[0])
-    ''', accelerate)
+    '''), accelerate)
     assert code == 0, err[-4000:]
     assert 'epochs 4 to 5' in out
     for run in [o.name for o in (tmp_path/'whole').iterdir()]:
