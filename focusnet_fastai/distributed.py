@@ -167,12 +167,13 @@ def _put_back(
     device
 ):
     "Replace synchronised batch-norm layers by those that they were made of"
+    now = dict(net.named_modules())
     for name,old in norms.items():
-        new = net.get_submodule(name)
-        if type(new) is type(old) or not name: continue
+        new = now.get(name)
+        if not isinstance(new, nn.SyncBatchNorm) or new is old or not name: continue
         old.to(device).train(new.training).load_state_dict(new.state_dict())
         parent,_,last = name.rpartition('.')
-        setattr(net.get_submodule(parent), last, old)
+        setattr(now[parent], last, old)
 
 @contextmanager
 def _left_plain(learn):

@@ -202,6 +202,11 @@ def by_one():
 one = by_first(by_one)
 report['difference'] = [(flat(two.model)-one).abs().max().item(), (one-start).abs().max().item()]
 
+# batch-norm: the running statistics are the first process's in both
+net = nn.Sequential(nn.Conv2d(1,4,5,2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16,10))
+fit(Learner(digits_dls(n_train=64, bs=16), net), 1)
+report['buffers equal'] = [same(flat(net)), bool(net[1].running_mean.any())]
+
 # Ctrl-C in both
 class CtrlC(Callback):
     def after_backward(self): raise KeyboardInterrupt
@@ -276,6 +281,7 @@ def test_two_processes(tmp_path):
     # averaged gradients
     difference, moved = r['difference']
     assert difference < 1e-5 and moved > 1e-2
+    assert r['buffers equal'] == [True, True]
     # errors are shared
     assert r['by_first'] == ['OSError: full']*2 and r['by_first odd'] == ['Odd: 1 and 2', 'RuntimeError: Odd: 1 and 2']
     assert len(set(r['by_first result'])) == 1 and len(set(r['by_first unsendable'])) == 1 and r['by_first unsendable'][0].endswith('Error')
