@@ -13,7 +13,7 @@ from fastai.data.external import fastai_cfg
 from fastai.vision.all import (Learner, Normalize, PILImage, Pipeline, TensorCategory, TensorImage, TensorImageBW, URLs, CrossEntropyLossFlat, cifar_stats,
                                fastai_path, first, get_image_files, imagenet_stats, load_learner, set_seed, tensor, untar_data)
 
-from focusnet_fastai import datasets, files, folder, photos
+from focusnet_fastai import datasets, files, folder, photos as photo_sets
 from focusnet_fastai.data import CropBatch, FlipBatch, InMemoryLoaders
 from focusnet_fastai.datasets import *
 from focusnet_fastai.files import *
@@ -197,7 +197,7 @@ def served(server, archives, monkeypatch, home):
 def point(monkeypatch, url):
     for name, f in dict(MNIST='mnist_png', CIFAR='cifar10', IMAGEWOOF_160='imagewoof2-160', CUB_200_2011='CUB_200_2011').items(): monkeypatch.setattr(URLs, name, f'{url}{f}.tgz')
     monkeypatch.setattr(datasets, 'tiny_imagenet_url', f'{url}tiny-imagenet-200.zip')
-    monkeypatch.setattr(photos, 'stanford_dogs_url', url)
+    monkeypatch.setattr(photo_sets, 'stanford_dogs_url', url)
     monkeypatch.setattr(CIFAR100, 'url', f'{url}cifar-100-python.tar.gz')
 
 
@@ -214,7 +214,7 @@ SETS = { # function: archive, place of the archive below fastai's folder, miniat
 def test_download_unpack_and_load(served, name):
     "The real way from a server to a batch; a second time nothing is fetched; other sizes than Table 1's are refused, or named in a warning"
     archive, _, sizes, kwargs, shape = SETS[name]
-    make = functools.partial(getattr(D, name), bs=10, **kwargs)
+    make = functools.partial(globals()[name], bs=10, **kwargs)
     with pytest.raises(ValueError, match=f'has .*{sizes[1]} training images instead of .*{sizes[2]} validation images instead of .*Table 1 of the paper.*use strict=False'): make()
     with pytest.warns(UserWarning, match=f'{sizes[1]} training images instead of'): dls = make(strict=False)
     assert (dls.c, len(dls.train_ds), len(dls.valid_ds)) == sizes and len(set(dls.vocab)) == sizes[0]
@@ -282,7 +282,7 @@ def test_truncated_and_tampered_archives(served, server, name):
     "The error names the archive; nothing half-unpacked stays behind; a good copy then works"
     archive, place, _, kwargs, _ = SETS[name]
     good, file = (server[1]/archive).read_bytes(), served/place/archive
-    make = functools.partial(getattr(D, name), strict=False, **kwargs)
+    make = functools.partial(globals()[name], strict=False, **kwargs)
     bad = bytearray(good); bad[len(bad)//2:len(bad)//2 + 200] = bytes(200)
     if archive == 'images.tar': bad[0:300] = b'x'*300  # a plain tar has a checksum of its headers only
     file.parent.mkdir(parents=True)
@@ -331,7 +331,7 @@ def test_nobody_answers(home, monkeypatch, name):
     "A closed port: the error says which archive to put where"
     archive, place, *_ = SETS[name]
     point(monkeypatch, 'http://127.0.0.1:9/')
-    with pytest.raises(OSError, match=f'http://127.0.0.1:9/{archive}.*{home/place/archive}|{re.escape(archive)} as {home/place/archive}'): getattr(D, name)()
+    with pytest.raises(OSError, match=f'http://127.0.0.1:9/{archive}.*{home/place/archive}|{re.escape(archive)} as {home/place/archive}'): globals()[name]()
 
 
 # -- reading and keeping ----------------------------------------------------------------------------------------------
@@ -728,4 +728,4 @@ def test_cifar10_real():
 
 
 def test_names_do_not_collide_with_fastai():
-    for room in (files, datasets, photos, folder): assert not set(room.__all__) & set(dir(fv))
+    for room in (files, datasets, photo_sets, folder): assert not set(room.__all__) & set(dir(fv))
