@@ -134,7 +134,10 @@ def load_training_state(learn:Learner, s:dict):
 
 # %% ../nbs/10b_checkpoint.ipynb #keeper
 _parts = ('random','smooth_loss','cbs') # of the state; each process has its own
-def _read(path): return torch.load(path, map_location='cpu', weights_only=True) if path.exists() else None
+def _read(path):
+    "The checkpoint, if there is one"
+    try: return torch.load(path, map_location='cpu', weights_only=True) if path.exists() else None
+    except Exception as e: raise RunError(f"{path} is damaged ({type(e).__name__}): remove it, to begin this run again") from e
 
 class RunKeeper(Callback):
     "Writes checkpoint and log after each epoch, and goes on from a checkpoint"
