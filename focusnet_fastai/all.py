@@ -4,6 +4,9 @@ from .terms import *
 from .focusnet import *
 from .models import *
 from .data import *
+from .files import *
 from .datasets import *
+from .photos import *
+from .folder import *
 from .cam import *
 from .figures import *
