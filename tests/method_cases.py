@@ -8,7 +8,11 @@ from focusnet_fastai.focusnet import FocusNetCallback
 from focusnet_fastai.methods.regularise import ConfidencePenalty, CrossEntropy, Focal, LabelSmoothing
 from focusnet_fastai.methods.distil import KD, TfKD, TfKDReg
 from focusnet_fastai.methods.views import CSKD, DDGSD, SLA
+from focusnet_fastai.methods.dropmax import DropMax, DropMaxNetwork
 from focusnet_fastai.methods.frskd import FRSKD, FRSKDF, FocusFRSKD
+from focusnet_fastai.methods.byot import BYOT
+from focusnet_fastai.methods.one import ONE
+from focusnet_fastai.models import lenet5
 
 
 def attach(make_cb): return lambda learn, base: learn.add_cb(make_cb(base))
@@ -32,6 +36,14 @@ def on(net, wrap):
     return make
 
 
+def dropmax(learn, base): return DropMax.wrap(learn)
+dropmax.net = lambda: DropMaxNetwork(lenet5(10), 10).deployed  # what is exported is not the plain network
+
+
+byot = on(tiny_resnet, BYOT.wrap)
+byot.of_a_batch = "the distance of BYOT's features is one norm over the batch"
+
+
 def method_cases():
     yield 'CrossEntropy', attach(lambda base: CrossEntropy())
     yield 'LabelSmoothing', attach(lambda base: LabelSmoothing())
@@ -49,6 +61,10 @@ def method_cases():
     yield 'FRSKD', on(tiny_resnet, FRSKD.wrap)
     yield 'FRSKDF', on(tiny_resnet, FRSKDF.wrap)
     yield 'FocusFRSKD', on(tiny_resnet, FocusFRSKD.wrap)
+    yield 'DropMax', dropmax
+    yield 'BYOT', byot
+    yield 'BYOTNoFeatures', on(tiny_resnet, lambda learn: BYOT.wrap(learn, feature=0.))
+    yield 'ONE', on(tiny_resnet, ONE.wrap)
 
 
 def plain(learn:Learner)->Learner:
