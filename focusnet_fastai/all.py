@@ -6,4 +6,8 @@ from .models import *
 from .data import *
 from .datasets import *
 from .cam import *
+from .examples import *
+from .scenes import *
+from .drawing import *
+from .plots import *
 from .figures import *
