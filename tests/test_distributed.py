@@ -35,7 +35,7 @@ distrib_barrier(); teardown_distrib()
 '''
 
 
-def launch(tmp_path, body, how=torchrun, timeout=150):
+def launch(tmp_path, body, how=torchrun, timeout=240):
     "Run `body` in two processes: exit code, standard output and error; afterwards none of them is left"
     pytest.importorskip('accelerate')
     script = tmp_path/'job.py'
