@@ -7,3 +7,4 @@ from .data import *
 from .datasets import *
 from .cam import *
 from .figures import *
+from .explore import *

@@ -7,9 +7,8 @@ __all__ = ['confused_pairs', 'ConfusionExplorer', 'contrast_overlay', 'ExplorerW
 
 # %% ../nbs/07_explore.ipynb #imports
 from fastai.vision.all import *
-import html, io
+import html, io, textwrap
 from collections import namedtuple
-from contextlib import contextmanager
 import matplotlib as mpl, numpy as np, pandas as pd
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
@@ -253,12 +252,12 @@ def _draw_image(page, sheet, o, true, vocab, marked, high):
 
 def _draw_bars(page, x, width, o, i, name, true, wrong, vocab, high):
     "A network's probabilities and its multi-warm label"
-    p,first,second = o.zs[i].softmax(0),width-1.25,.8
+    p,first,second = o.zs[i].softmax(0).numpy(),width-1.25,.8
     page.text(x, .2, _heading(name, o.zs[i], true, vocab), size=9, va='center', linespacing=1.15)
     for left,s in ((x,'probability'), (x+first+.15,'multi-warm label')): page.text(left, .5, s, size=8, va='center')
     _pair_bars(page.axes(x, _top, first, high), p, o.classes, wrong, true, page)
     ax = page.axes(x+first+.15, _top, second, high)
-    _pair_bars(ax, o.labels[i], o.classes, wrong, true, page)
+    _pair_bars(ax, o.labels[i].numpy(), o.classes, wrong, true, page)
     ax.set(xlim=(0,1.5), xticks=[0,1])
     page.text(x+first, _top+high+.26, _rest(p, o.classes), size=7.5, ha='right', va='center', style='italic')
 
@@ -292,6 +291,9 @@ def _titles(o, true, wrong, vocab)->list:
     contrast = f"contrast with\n{others}" if o.warm else "no other\nwarm class"
     return [f"{what}:\n{_wrapped(vocab[j], 21, 1)}" for what,j in (('wrong class',wrong), ('label',true))] + [contrast]
 
+_note = ("Red, hatched: the label; green, dotted or dashed: the wrong class. The four class maps share one scale. A contrast map is the label's map minus the mean "
+         "of the baseline's other warm classes: red, solid line: for the label; blue, dashed line: for the others.")
+
 def _sizes(o, vocab)->tuple: # inches: height of the bars, left edge of the bars, width of the page, side of a map
     "The measures of the picture"
     texts = [_wrapped(_named(vocab, c), 28, 2) for c in o.classes]
@@ -311,7 +313,7 @@ def figure(self:ConfusionExplorer,
     high,left,width,side = _sizes(o, vocab)
     tall,block,titles = side*o.image.shape[0]/o.image.shape[1],(width-left)/2,_titles(o, true, wrong, vocab)
     with _style():
-        page = _Page(width, high+tall+1.85, figsize)
+        page = _Page(width, high+tall+2.2, figsize)
         sheet,page.fig.maps = _Sheet(page),[]
         _draw_image(page, sheet, o, true, vocab, self.is_marked(), high)
         _pair_names(page, left-.06, _top, high, o.classes, vocab, wrong, true)
@@ -320,6 +322,7 @@ def figure(self:ConfusionExplorer,
             page.fig.maps.append(_draw_maps(page, sheet, .1+i*3*(side+.13), high+1.2, side, o, i, name, titles, alpha))
         _draw_scale(page, sheet, width-1.05, high+1.7, tall, 'inferno', o.scale)
         _draw_scale(page, sheet, width-.5, high+1.7, tall, 'RdBu_r', (-o.limit,0,o.limit))
+        page.text(.1, page.h-.35, textwrap.fill(_note, int(width*14.5)), size=8, va='top')
     return page.fig
 
 # %% ../nbs/07_explore.ipynb #png
@@ -357,8 +360,7 @@ def _controls(w, ex)->dict:
     wide,row = {'style': {'description_width':'initial'}},{'width':'9em'}
     def button(s, tip): return w.Button(description=s, tooltip=tip, layout={'width':'7em'})
     return dict(
-        by = w.ToggleButtons(options=[(_whose[o].format(*ex.names), o) for o in ex.choices], value=ex.by, description='Mistakes of',
-                             style={'button_width':'auto', 'description_width':'initial'}),
+        by = w.ToggleButtons(options=[(_whose[o].format(*ex.names), o) for o in ex.choices], value=ex.by, style={'button_width':'auto'}),
         pair = w.Select(options=[], rows=7, layout={'width':'auto', 'min_width':'24em'}),
         rank = w.BoundedIntText(value=1, min=1, max=1, description='Pair', layout=row, **wide), pairs = w.Label(),
         previous = button('Previous', 'The image before this one'), next = button('Next', 'The image after this one'),
@@ -380,8 +382,8 @@ class ExplorerWidget(GetAttr):
         self.controls = c = SimpleNamespace(**_controls(w, explorer))
         self._busy = False
         def row(*o): return w.HBox(o, layout={'align_items':'center', 'flex_flow':'row wrap'})
-        left = w.VBox([c.by, c.pair, row(c.rank, c.pairs)])
-        right = w.VBox([row(c.previous, c.next, c.position, c.images), row(c.wrong, c.marks), c.alpha, c.summary])
+        left = w.VBox([row(w.Label('Mistakes of'), c.by), c.pair, row(c.rank, c.pairs)], layout={'flex':'0 0 25em'})
+        right = w.VBox([row(c.previous, c.next, c.position, c.images), row(c.wrong, c.marks), c.alpha, c.summary], layout={'flex':'1 1 25em'})
         self.widget = w.VBox([w.HBox([left, right], layout={'flex_flow':'row wrap'}), c.picture])
         does = dict(by=self.look_at, pair=self.pick, rank=lambda i: self.pick(i-1), position=lambda i: self.go(i-1), wrong=self.mark, alpha=self._set_alpha)
         for name,set_ in does.items():
