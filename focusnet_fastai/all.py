@@ -4,7 +4,14 @@ from .terms import *
 from .focusnet import *
 from .models import *
 from .data import *
+from .files import *
 from .datasets import *
+from .photos import *
+from .folder import *
 from .cam import *
+from .examples import *
+from .scenes import *
+from .drawing import *
+from .plots import *
 from .figures import *
 from .explore import *

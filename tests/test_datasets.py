@@ -13,10 +13,12 @@ from fastai.data.external import fastai_cfg
 from fastai.vision.all import (Learner, Normalize, PILImage, Pipeline, TensorCategory, TensorImage, TensorImageBW, URLs, CrossEntropyLossFlat, cifar_stats,
                                fastai_path, first, get_image_files, imagenet_stats, load_learner, set_seed, tensor, untar_data)
 
-import focusnet_fastai.datasets as D
+from focusnet_fastai import datasets, files, folder, photos as photo_sets
 from focusnet_fastai.data import CropBatch, FlipBatch, InMemoryLoaders
 from focusnet_fastai.datasets import *
-from focusnet_fastai.datasets import class_files
+from focusnet_fastai.files import *
+from focusnet_fastai.folder import *
+from focusnet_fastai.photos import *
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*Table 1 of the paper')
 ROOT = Path(__file__).resolve().parent.parent
@@ -194,8 +196,8 @@ def served(server, archives, monkeypatch, home):
 
 def point(monkeypatch, url):
     for name, f in dict(MNIST='mnist_png', CIFAR='cifar10', IMAGEWOOF_160='imagewoof2-160', CUB_200_2011='CUB_200_2011').items(): monkeypatch.setattr(URLs, name, f'{url}{f}.tgz')
-    monkeypatch.setattr(D, 'tiny_imagenet_url', f'{url}tiny-imagenet-200.zip')
-    monkeypatch.setattr(D, 'stanford_dogs_url', url)
+    monkeypatch.setattr(datasets, 'tiny_imagenet_url', f'{url}tiny-imagenet-200.zip')
+    monkeypatch.setattr(photo_sets, 'stanford_dogs_url', url)
     monkeypatch.setattr(CIFAR100, 'url', f'{url}cifar-100-python.tar.gz')
 
 
@@ -212,7 +214,7 @@ SETS = { # function: archive, place of the archive below fastai's folder, miniat
 def test_download_unpack_and_load(served, name):
     "The real way from a server to a batch; a second time nothing is fetched; other sizes than Table 1's are refused, or named in a warning"
     archive, _, sizes, kwargs, shape = SETS[name]
-    make = functools.partial(getattr(D, name), bs=10, **kwargs)
+    make = functools.partial(globals()[name], bs=10, **kwargs)
     with pytest.raises(ValueError, match=f'has .*{sizes[1]} training images instead of .*{sizes[2]} validation images instead of .*Table 1 of the paper.*use strict=False'): make()
     with pytest.warns(UserWarning, match=f'{sizes[1]} training images instead of'): dls = make(strict=False)
     assert (dls.c, len(dls.train_ds), len(dls.valid_ds)) == sizes and len(set(dls.vocab)) == sizes[0]
@@ -280,7 +282,7 @@ def test_truncated_and_tampered_archives(served, server, name):
     "The error names the archive; nothing half-unpacked stays behind; a good copy then works"
     archive, place, _, kwargs, _ = SETS[name]
     good, file = (server[1]/archive).read_bytes(), served/place/archive
-    make = functools.partial(getattr(D, name), strict=False, **kwargs)
+    make = functools.partial(globals()[name], strict=False, **kwargs)
     bad = bytearray(good); bad[len(bad)//2:len(bad)//2 + 200] = bytes(200)
     if archive == 'images.tar': bad[0:300] = b'x'*300  # a plain tar has a checksum of its headers only
     file.parent.mkdir(parents=True)
@@ -311,17 +313,17 @@ def test_an_archive_cut_or_changed_anywhere(tmp_path, kind):
     for i in range(12): save(tmp_path/'in'/f'{i}.png', seed=i)
     archive = tmp_path/f'a.{kind}'
     pack(archive, tmp_path/'in', 'in')
-    D.check_archive(archive)
+    check_archive(archive)
     good = archive.read_bytes()
     end = len(good) if kind != 'tar' else good.rindex(b'IEND') + 500  # what follows is padding
     for n in sorted({*range(0, end - 512, 97), *range(0, end - 512, 512), end - 512}):
         archive.write_bytes(good[:n])
-        with pytest.raises(Exception): D.check_archive(archive)
+        with pytest.raises(Exception): check_archive(archive)
     for n in range(0, end - 512, 512 if kind == 'tar' else 97):
         if kind == 'tar' and good[n+257:n+262] != b'ustar': continue  # a plain tar has no checksum of its contents
         changed = bytearray(good); changed[n:n+100] = bytes(255 - o for o in good[n:n+100])
         archive.write_bytes(changed)
-        with pytest.raises(Exception): D.check_archive(archive)
+        with pytest.raises(Exception): check_archive(archive)
 
 
 @pytest.mark.parametrize('name', SETS)
@@ -329,7 +331,7 @@ def test_nobody_answers(home, monkeypatch, name):
     "A closed port: the error says which archive to put where"
     archive, place, *_ = SETS[name]
     point(monkeypatch, 'http://127.0.0.1:9/')
-    with pytest.raises(OSError, match=f'http://127.0.0.1:9/{archive}.*{home/place/archive}|{re.escape(archive)} as {home/place/archive}'): getattr(D, name)()
+    with pytest.raises(OSError, match=f'http://127.0.0.1:9/{archive}.*{home/place/archive}|{re.escape(archive)} as {home/place/archive}'): globals()[name]()
 
 
 # -- reading and keeping ----------------------------------------------------------------------------------------------
@@ -358,8 +360,8 @@ def test_a_photo_that_is_no_image_is_named(woof):
 def test_cache(tmp_path, monkeypatch):
     "Decoded once; made anew when a file changes, comes or goes, or the kept file is damaged; not written when told not to"
     path = mini_cifar10(tmp_path/'cifar10')
-    read, real = [], D.read_pixels
-    monkeypatch.setattr(D, 'read_pixels', lambda *a, **k: read.append(a) or real(*a, **k))
+    read, real = [], files.read_pixels
+    monkeypatch.setattr(files, 'read_pixels', lambda *a, **k: read.append(a) or real(*a, **k))
     def images(**kw): read.clear(); dls = cifar10_dls(path=path, **kw); return dls.train_ds.x, len(read)
     x, n = images(cache=False)
     assert n == 30 and not list(path.glob('*.npz'))
@@ -667,7 +669,7 @@ def test_without_a_network(tmp_path):
     "An installed set is found without a download; a missing one says what to put where"
     home = miniature(tmp_path/'data'/'imagewoof2-160', n=(1, 1), size=(20, 16))
     code = f"""
-from focusnet_fastai.datasets import *
+from focusnet_fastai.all import *
 import pathlib
 print(len(imagewoof_dls(num_workers=0, strict=False).valid_ds), flush=True)
 pathlib.Path({str(home)!r}).rename({str(tmp_path/'elsewhere')!r})
@@ -726,4 +728,4 @@ def test_cifar10_real():
 
 
 def test_names_do_not_collide_with_fastai():
-    assert not set(D.__all__) & set(dir(fv))
+    for room in (files, datasets, photo_sets, folder): assert not set(room.__all__) & set(dir(fv))

@@ -4,7 +4,7 @@ from functools import partial
 import pytest, torch, torch.nn.functional as F
 from PIL import Image
 from torch import nn
-from fastai.vision.all import (CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoaders, ImageBlock, Learner, OptimWrapper, PILImageBW,
+from fastai.vision.all import (Callback, CategoryBlock, CrossEntropyLossFlat, DataBlock, DataLoaders, ImageBlock, Learner, OptimWrapper, PILImageBW,
                                RandomSplitter, SGD, SkipItemException, TfmdDL, accuracy, get_image_files, load_learner, noop,
                                parent_label, resnet18, set_seed, vision_learner)
 from fastai.callback.mixup import CutMix, MixUp
@@ -70,12 +70,14 @@ def test_golden_without_a_teacher(cb, want): assert total(cb) == pytest.approx(w
 
 @pytest.mark.parametrize('T,kl', [(1, .394535), (3, .326977), (4, .314056), (6, .300373), (20, .280184)])
 def test_golden_distillation(T, kl):
-    assert softened_kl(zt, z, T).item() == pytest.approx(kl, abs=1e-6)
+    "The terms have six known decimals; the sums of them, whose weights enlarge the rounding, are checked against the terms"
+    kd, ce = softened_kl(zt, z, T).item(), cross_entropies(z, t).item()
+    assert kd == pytest.approx(kl, abs=6e-7) and ce == pytest.approx(.352406, abs=6e-7)
     for alpha in (.9, 1.):
-        assert total(KD(nn.Identity(), alpha, T), baseline_logits=zt) == pytest.approx((1-alpha)*.352406 + alpha*kl, abs=1e-6)
-    assert total(KD(nn.Identity(), 1., T, cls_weight=1.), baseline_logits=zt) == pytest.approx(.352406 + kl, abs=1e-6)
-    assert total(TfKD(nn.Identity(), T=T), baseline_logits=zt) == pytest.approx(.05*.352406 + .95*.5*kl, abs=1e-6)
-    assert total(CSKD(3., T), partner_logits=zt) == pytest.approx(.352406 + 3*kl, abs=1e-6)
+        assert total(KD(nn.Identity(), alpha, T), baseline_logits=zt) == pytest.approx((1-alpha)*ce + alpha*kd, abs=1e-12)
+    assert total(KD(nn.Identity(), 1., T, cls_weight=1.), baseline_logits=zt) == pytest.approx(ce + kd, abs=1e-12)
+    assert total(TfKD(nn.Identity(), T=T), baseline_logits=zt) == pytest.approx(.05*ce + .95*.5*kd, abs=1e-12)
+    assert total(CSKD(3., T), partner_logits=zt) == pytest.approx(ce + 3*kd, abs=1e-12)
 
 
 def test_default_weights():
@@ -404,8 +406,8 @@ def test_extra_heads_are_trained_and_saved(data, tmp_path):
     again.create_opt()
     again.load('ckpt')
     assert same(state(again.model), state(learn2.model))
-    for a, b in zip(again.opt.all_params(), learn2.opt.all_params()):
-        assert all(torch.equal(a[3][k], b[3][k]) for k in ('grad_avg', 'sqr_avg'))
+    for (_, _, a, _), (_, _, b, _) in zip(again.opt.all_params(), learn2.opt.all_params()):
+        assert all(torch.equal(a[k], b[k]) for k in ('grad_avg', 'sqr_avg'))
 
 
 def test_frozen_body(data):
@@ -498,23 +500,33 @@ def test_ctrl_c(data, base, make, event, tmp_path):
 def test_valid_loss_is_plain(data, base, make):
     learn = make(make_learner(data), base)
     with quiet(learn): learn.fit(1, 3e-3)
+    row = learn.recorder.values[-1]  # `get_preds` and `validate` start the recorder's values anew
     z, y = learn.get_preds(act=noop)
     assert z.shape == (64, 10)
-    assert learn.recorder.values[-1][1] == pytest.approx(F.cross_entropy(z, y).item(), abs=1e-5)
-    assert list(learn.validate()) == pytest.approx(list(learn.recorder.values[-1][1:3]), abs=1e-6)
+    assert row[1] == pytest.approx(F.cross_entropy(z, y).item(), abs=1e-5)
+    assert list(learn.validate()) == pytest.approx(list(row[1:3]), abs=1e-6)
+
+
+class FixedNorm(Callback):
+    "Batch norm that does not depend on the batch"
+    order = 5
+    def before_train(self):
+        for m in self.model.modules():
+            if isinstance(m, nn.modules.batchnorm._BatchNorm): m.eval()
 
 
 @every
 def test_gradient_accumulation(base, make):
-    "Two half batches accumulated are one whole batch: also for the partners, which do not depend on the batch size"
+    "Two half batches accumulated are one whole batch: also for the partners, which do not depend on the batch size. Batch norm uses its running statistics"
+    if (reason := getattr(make, 'of_a_batch', None)): pytest.skip(reason)
     nets = []
     for bs, cbs in ((32, []), (16, [GradientAccumulation(32)])):
         learn = make(make_learner(small(n_train=64, bs=bs, shuffle=False), opt_func=SGD), base)
-        with quiet(learn): learn.fit(1, .02, cbs=cbs)
+        with quiet(learn): learn.fit(1, .02, cbs=[*cbs, FixedNorm()])
         nets.append(learn.model)
-    start = make_learner(small(n_train=64)).model
+    start = make(make_learner(small(n_train=64)), base).model
     for p, q in zip(nets[0].parameters(), nets[1].parameters()): assert torch.allclose(p, q, atol=1e-5)
-    assert not torch.allclose(next(plain_net(nets[0]).parameters()), next(start.parameters()), atol=1e-5)
+    assert not torch.allclose(next(plain_net(nets[0]).parameters()), next(plain_net(start).parameters()), atol=1e-5)
 
 
 def plain_net(model): return getattr(model, 'net', model)
@@ -551,7 +563,7 @@ def test_export_and_predict(data, base, make, tmp_path):
     with quiet(learn): learn.fit(1, 3e-3)
     learn.export(tmp_path/'m.pkl')
     again = load_learner(tmp_path/'m.pkl')
-    assert type(again) is Learner and n_params(again.model) == n_params(lenet5(10))
+    assert type(again) is Learner and n_params(again.model) == n_params(getattr(make, 'net', lambda: lenet5(10))())
     x = data.valid_ds[3][0]
     a, b = learn.predict(x), again.predict(x)
     assert a[0] == b[0] and torch.allclose(a[2], b[2], atol=1e-6)

@@ -20,7 +20,7 @@ def class_labels(
 )->list: # one class index an item
     "The class index of each item of the loader's dataset"
     ds,n = dl.dataset,getattr(dl, 'n_inp', 1)
-    y = vars(ds).get('y')
+    y = getattr(ds, '__dict__', {}).get('y')
     if isinstance(y, Tensor): labels = list(y)
     elif hasattr(ds, 'tls'): labels = [ds.tls[n][i] for i in range(len(ds))]
     else: labels = [ds[i][n] for i in range(len(ds))]

@@ -124,6 +124,10 @@ class WrapTerms(LossTerms):
         "The network to validate, export and keep, given the trained one"
         return model.net if isinstance(model, WrappedNetwork) else model
 
+    def undecayed(self, model:nn.Module)->list: # of its parameters
+        "Extra parts that have no weight decay, given the wrapped network"
+        return []
+
     @classmethod
     def wrap(cls,
         learn:Learner, # the plain learner
@@ -208,6 +212,15 @@ def check_wrappable(
         raise ValueError("The learner's `opt_func` is an optimiser that knows the plain network's parameters only: "
                          "use a function, as in partial(OptimWrapper, opt=...)")
     if not get_c(learn.dls): raise ValueError("The number of classes is not known: set `dls.c`")
+
+# %% ../../nbs/methods/01b_wrap.ipynb #create-opt
+@patch
+def create_opt(self:WrappedLearner):
+    Learner.create_opt(self)
+    free = self.method.undecayed(plain_network(self.model))
+    if free and isinstance(self.opt, OptimWrapper) and (self.wd or self.opt.hypers[-1].get('wd')):
+        warn(f"{type(self.method).__name__}'s extra parts get the weight decay of all others: a PyTorch optimiser knows no exception within a group")
+    for p in free: self.opt.state[p]['do_wd'] = False
 
 # %% ../../nbs/methods/01b_wrap.ipynb #unwrap
 @patch
