@@ -6,10 +6,11 @@ export OMP_NUM_THREADS ?= 1
 export MPLBACKEND ?= agg
 PACKAGING := settings.ini setup.py pyproject.toml
 
-.PHONY: help demo test check lessons pytest test-tutorials lab export readme clean
+.PHONY: help demo test check lessons pytest test-browser test-tutorials lab export readme clean
 help:
 	@echo "make demo            set up, then train a baseline and a FocusNet on handwritten digits"
 	@echo "make test            set up, then run all checks, lessons and tests"
+	@echo "make test-browser    the explorer in JupyterLab and Chromium, which is installed where apt can"
 	@echo "make test-tutorials  run the tutorials whole (slow)"
 	@echo "make lab             JupyterLab in the project's environment"
 	@echo "make export          notebooks -> modules, and clean the notebooks"
@@ -27,7 +28,7 @@ help:
 demo: .venv/.base
 	$(BIN)/focusnet-demo
 
-test: check lessons pytest
+test: check lessons pytest test-browser
 
 check: .venv/.dev
 	$(BIN)/python tools/in_step.py
@@ -37,6 +38,12 @@ lessons: .venv/.dev
 
 pytest: .venv/.dev
 	$(BIN)/python -m pytest -n 2 --dist worksteal
+
+# Without Chromium, and without the right to install it, the test is skipped and says how to run it
+test-browser: .venv/.dev
+	@command -v chromium chromium-browser google-chrome >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
+	  && { apt-get update -qq; apt-get install -y -qq --no-install-recommends chromium; }; } || echo "Chromium is not installed, and could not be"
+	$(BIN)/python -m pytest tests/browser
 
 test-tutorials: .venv/.dev
 	for nb in $(TUTORIALS); do $(BIN)/jupyter execute --timeout=-1 $$nb || exit 1; done

@@ -14,3 +14,5 @@ from .scenes import *
 from .drawing import *
 from .plots import *
 from .figures import *
+from .looks import *
+from .explore import *

@@ -11,7 +11,7 @@ root = Path(__file__).resolve().parents[2]
 chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 flags = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
          '--disable-component-update --disable-sync').split()
-cells = dict(imports='from fastai.vision.all import *\nfrom focusnet_fastai.all import *\nfrom focusnet_fastai.explore import explore',
+cells = dict(imports='from fastai.vision.all import *\nfrom focusnet_fastai.all import *',
              train='base,learn = digit_learners(n_train=120, n_epoch=4)',
              explore='ex = explore(learn, base)\nex',
              marked="print(ex.marked.to_json(orient='records'))")
