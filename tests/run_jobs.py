@@ -32,12 +32,12 @@ recipes = dict(crops=crops, photos=photos)
 
 
 class AtBatch(Callback):
-    "Killed before a batch of the method or of its baseline"
-    def __init__(self, method, epoch, train, iter): store_attr()
+    "Killed before the batch `when` of the method or of its baseline"
+    when = None
     def before_batch(self):
         now = [getattr(self.learn, o, None) for o in ('epoch', 'training', 'iter')]  # outside of a fit there is no epoch
         here = ('method' if self.learn._grab_cbs(LossTerms) else 'baseline', *now)
-        if here == (self.method, self.epoch, self.train, self.iter): os.kill(os.getpid(), signal.SIGKILL)
+        if here == self.when: os.kill(os.getpid(), signal.SIGKILL)
 
 
 def at_file(event, file, n):
@@ -94,7 +94,7 @@ def logger(when):
 def child(job):
     out, when = os.open(job.pop('out'), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), job.pop('when', None)
     os.dup2(out, 1); os.dup2(out, 2); os.close(0)
-    if when and 'method' in when: defaults.callbacks = [*defaults.callbacks, AtBatch(**when)]
+    if when and 'method' in when: AtBatch.when = tuple(when[o] for o in ('method', 'epoch', 'train', 'iter')); defaults.callbacks = [*defaults.callbacks, AtBatch]
     if when and 'event' in when: at_file(**when)
     if job.pop('obey', False): obey_modes()
     disk = job.pop('disk', None)
