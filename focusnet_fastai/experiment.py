@@ -138,7 +138,7 @@ def find_run(
 def _base_learner(cfg, recipe, folder, dls)->Learner:
     "The trained learner of a finished run, on loaders that are there already"
     args = dict(cfg['recipe_settings'])
-    if 'dls' in inspect.signature(recipe).parameters: args.update(dls=dls, **({'n_train':None} if 'n_train' in args else {}))
+    if 'dls' in inspect.signature(recipe).parameters: args.update({k: None for k in ('n_train','n_valid') if k in args}, dls=dls)
     learn = recipe(**args).learn
     learn.model = load_weights(folder/'weights.pth', learn.model)
     return learn

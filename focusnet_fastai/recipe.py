@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['networks', 'poor_epochs', 'small_images', 'recipes', 'network', 'StepRate', 'starting_at', 'Training', 'top_5',
-           'training_subset', 'sgd_steps', 'load_data', 'mnist', 'cifar10', 'cifar100', 'tiny_imagenet',
+           'image_subset', 'on_gpu', 'sgd_steps', 'load_data', 'mnist', 'cifar10', 'cifar100', 'tiny_imagenet',
            'imagenet_dogs', 'imagewoof', 'cub200', 'stanford_dogs', 'imagenet', 'poor_baseline', 'one_cycle', 'modern',
            'digits']
 
@@ -14,11 +14,12 @@ from importlib import import_module
 from fastai.vision.all import *
 from torchvision import models as tv
 from .data import ImageTensors, digits_dls
-from .models import lenet5, small_resnet18, small_resnet34, half_mobilenet_v2
+from .models import lenet5, small_cnn, small_resnet18, small_resnet34, half_mobilenet_v2
 
 # %% ../nbs/10_recipe.ipynb #networks
 networks = dict(
     lenet5      = lambda n,small: lenet5(n),
+    small_cnn   = lambda n,small: small_cnn(n),
     resnet18    = lambda n,small: small_resnet18(n) if small else tv.resnet18(num_classes=n),
     resnet34    = lambda n,small: small_resnet34(n) if small else tv.resnet34(num_classes=n),
     mobilenet_v2= lambda n,small: half_mobilenet_v2(n, small=small))
@@ -86,22 +87,34 @@ def top_5(
     return (pred.topk(min(5, pred.shape[-1]), -1).indices==targ[:,None]).any(-1).float().mean()
 
 # %% ../nbs/10_recipe.ipynb #subset
-def training_subset(
+def image_subset(
     dls:DataLoaders, # left as they are
-    n:int, # images that stay
-    seed:int=0 # chooses them
+    n:int|None, # images that stay; None: all
+    seed:int=0, # chooses them
+    split:int=0 # 0: of the training images, 1: of those for validation
 )->DataLoaders:
-    "Keep `n` of the training images"
-    ds = dls.train_ds
-    if n==len(ds): return dls
-    if not 1<=n<=len(ds): raise ValueError(f"`n_train` must lie in 1..{len(ds)}, but is {n}")
+    "Keep `n` of the images"
+    ds = dls.loaders[split].dataset
+    if n is None or n==len(ds): return dls
+    if not 1<=n<=len(ds): raise ValueError(f"`{('n_train','n_valid')[split]}` must lie in 1..{len(ds)}, but is {n}")
     idxs = sorted(np.random.RandomState(seed).permutation(len(ds))[:n].tolist())
-    if isinstance(ds, ImageTensors): part = type(ds)(ds.x[idxs], ds.y[idxs], ds.vocab, ds.split_idx)
+    if isinstance(ds, ImageTensors): part = type(ds)(ds.x[idxs], ds.y[idxs], ds.vocab, ds.split_idx, ds.prepare)
     elif isinstance(ds, Datasets): part = type(ds)(tls=[t._new(t._get(idxs), split_idx=t.split_idx) for t in ds.tls], n_inp=ds.n_inp)
     else: raise TypeError(f"Cannot take a part of {type(ds).__name__}: make the loaders from fewer images and pass them as `dls`")
     new = copy(dls)
-    new.loaders = [dls.train.new(part), *dls.loaders[1:]]
+    new.loaders = [dl.new(part) if i==split else dl for i,dl in enumerate(dls.loaders)]
     return new
+
+# %% ../nbs/10_recipe.ipynb #gpu
+def on_gpu(
+    learn:Learner,
+    precision:str=None, # 'bf16', 'fp16', or None
+    channels_last:bool=False # memory format
+):
+    "Set precision and memory format of a learner"
+    if precision not in (None,'bf16','fp16'): raise ValueError(f"`precision` must be 'bf16', 'fp16' or None, but is {precision!r}")
+    if precision: getattr(learn, f'to_{precision}')()
+    if channels_last: learn.to_channelslast(use_amp=False)
 
 # %% ../nbs/10_recipe.ipynb #sgd-steps
 def sgd_steps(
@@ -116,14 +129,17 @@ def sgd_steps(
     small:bool=False, # network for small images?
     he_init:bool=False, # He's initialisation in the place of the network's own?
     n_train:int=None, # how many training images; None: all
-    fp16:bool=False # mixed precision, for GPUs
+    n_valid:int=None, # how many images for validation; None: all
+    precision:str=None, # 'bf16' or 'fp16': mixed precision on a GPU; None: float32
+    channels_last:bool=False # memory format that GPUs prefer for convolutions
 )->Training:
     "SGD whose rate falls in steps (Section 4.2)"
-    if n_train is not None: dls = training_subset(dls, n_train)
+    dls = image_subset(dls, n_train)
+    dls = image_subset(dls, n_valid, split=1)
     model = network(net, dls.c, small)
     if he_init: apply_init(model, nn.init.kaiming_normal_)
     learn = Learner(dls, model, opt_func=partial(SGD, mom=mom, decouple_wd=False), lr=lr, wd=wd, wd_bn_bias=True, metrics=[accuracy, top_5])
-    if fp16: learn.to_fp16()
+    on_gpu(learn, precision, channels_last)
     return Training(learn, epochs, lr, dict(lr=StepRate(lr, drops, factor)))
 
 # %% ../nbs/10_recipe.ipynb #load-data
@@ -279,15 +295,18 @@ def one_cycle(
     small:bool=False, # network for small images?
     he_init:bool=False, # He's initialisation in the place of the network's own?
     n_train:int=None, # how many training images; None: all
+    n_valid:int=None, # how many images for validation; None: all
     opt_func=Adam, # optimiser
-    fp16:bool=False # mixed precision, for GPUs
+    precision:str=None, # 'bf16' or 'fp16': mixed precision on a GPU; None: float32
+    channels_last:bool=False # memory format that GPUs prefer for convolutions
 )->Training:
     "One cycle of learning rate and momentum, as `fit_one_cycle` does it"
-    if n_train is not None: dls = training_subset(dls, n_train)
+    dls = image_subset(dls, n_train)
+    dls = image_subset(dls, n_valid, split=1)
     model = net if isinstance(net, nn.Module) else network(net, dls.c, small)
     if he_init: apply_init(model, nn.init.kaiming_normal_)
     learn = Learner(dls, model, opt_func=opt_func, lr=lr, wd=wd, moms=tuple(moms), metrics=[accuracy, top_5])
-    if fp16: learn.to_fp16()
+    on_gpu(learn, precision, channels_last)
     return Training(learn, epochs, lr, dict(lr=combined_cos(pct_start, lr/div, lr, lr/div_final), mom=combined_cos(pct_start, *moms)))
 
 # %% ../nbs/10_recipe.ipynb #modern

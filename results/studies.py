@@ -1,0 +1,110 @@
+"""The measurements behind nbs/results.ipynb: every row is one `focusnet-run` command, and this script runs them all.
+
+    python results/studies.py --list               # the commands, one a row
+    python results/studies.py mnist-1000 cifar-2000 # some studies, seed after seed; what is finished is not run again
+    python results/studies.py --warm mnist-1000     # then: sizes of the multi-warm label, from the weights of the baselines
+
+A study holds what the paper's claims need: the baseline, the baseline trained as long as both stages together, label smoothing, knowledge distillation,
+FocusNet with both warm rules, the ablation of Table 10, baselines of rising quality (Figure 4) and poorly trained ones (Table 9). Weights stay on the machine
+(.gitignore); config, log and result of each run are kept.
+"""
+import argparse, json, os, shlex, sys, warnings
+from pathlib import Path
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+warnings.filterwarnings('ignore')
+
+here = Path(__file__).resolve().parent
+
+
+def arms(epochs, **settings):
+    "The rows that every study has: (method, settings, settings of its baseline)"
+    s = dict(settings, epochs=epochs)
+    return [('baseline', s, None), ('baseline', dict(s, epochs=2*epochs), None), ('label_smoothing', s, None), ('kd', s, None),
+            ('focusnet', s, None), ('focusnet', dict(s, rule='released'), None)]
+
+
+def ablation(epochs, **settings):
+    "Table 10: without one or both of the added terms"
+    s = dict(settings, epochs=epochs)
+    return [('focusnet', dict(s, alpha=0., beta=0.), None), ('focusnet', dict(s, alpha=0.), None), ('focusnet', dict(s, beta=0.), None)]
+
+
+def quality(epochs, poor, **settings):
+    "Figure 4: FocusNet against baselines of fewer epochs"
+    s = dict(settings, epochs=epochs)
+    return [('focusnet', s, dict(epochs=e)) for e in poor]
+
+
+def poor_teacher(epochs, **settings):
+    "Table 9: a teacher of one epoch, for pure distillation, for the usual mixture, and for FocusNet"
+    s = dict(settings, epochs=epochs)
+    return [(m, s, dict(epochs=1)) for m in ('de_reverse_kd', 'kd', 'focusnet')]
+
+
+mnist = dict(data='mnist', n_valid=4000)
+cifar = dict(data='cifar10', net='small_cnn', n_train=2000, n_valid=4000, bs=32)
+studies = { # folder below `results`: recipe, seeds, rows
+    'cpu/digits-200': ('digits', range(10), arms(30, n_train=200) + ablation(30, n_train=200)),
+    'cpu/mnist-1000': ('modern', range(5), arms(6, n_train=1000, bs=32, **mnist) + quality(6, (1, 2, 4), n_train=1000, bs=32, **mnist)
+                       + poor_teacher(6, n_train=1000, bs=32, **mnist)),
+    'cpu/mnist-5000': ('modern', range(5), arms(5, n_train=5000, **mnist)),
+    'cpu/mnist-all':  ('modern', range(5), arms(2, bs=128, data='mnist')),
+    'cpu/cifar-2000': ('modern', range(5), arms(15, **cifar) + ablation(15, **cifar)),
+}
+# what advice was chosen on: other seeds than those that are reported
+choice = [('focusnet', dict(n_train=200, epochs=30, alpha=a, beta=b, rule=r), None) for r in ('positive', 'released') for a, b in ((1., 1.), (1., .5), (.5, 1.), (.5, .5), (.5, .25))]
+studies['choice/digits-200'] = ('digits', range(100, 105), [('baseline', dict(n_train=200, epochs=30), None), *choice])
+
+
+def command(name, method, settings, base):
+    "The same as a shell command"
+    recipe, seeds, _ = studies[name]
+    pairs = lambda d: ' '.join(shlex.quote(f"{k}={v if isinstance(v, str) else json.dumps(v, separators=(',', ':'))}") for k, v in d.items())
+    return (f"focusnet-run {recipe} {method} --seeds {' '.join(map(str, seeds))} --folder results/{name} --set {pairs(settings)}"
+            + (f" --base {pairs(base)}" if base else ''))
+
+
+def run_study(name):
+    from focusnet_fastai.experiment import run_seeds
+    recipe, seeds, rows = studies[name]
+    for seed in seeds:
+        for method, settings, base in rows: run_seeds(recipe, method, [seed], here/name, base=base, log=lambda s: 'epochs in' in s and print(s, flush=True), **settings)
+
+
+def warm_labels(name):
+    "Sizes of the multi-warm label on the training images, for the trained baselines of a study"
+    import pandas as pd
+    from fastai.vision.all import noop
+    from focusnet_fastai.experiment import get_recipe, read_json
+    from focusnet_fastai.loss import warm_summary
+    from focusnet_fastai.terms import load_weights
+    rows = []
+    for path in sorted((here/name).glob('*/config.json')):
+        cfg = read_json(path)['config']
+        if cfg['method'] != 'baseline' or not (path.parent/'weights.pth').exists(): continue
+        learn = get_recipe(cfg['recipe'])(**cfg['recipe_settings']).learn
+        learn.model = load_weights(path.parent/'weights.pth', learn.model)
+        learn.model.to(learn.dls.device)
+        with learn.no_bar(), learn.no_logging(): z, y = learn.get_preds(dl=learn.dls.valid.new(learn.dls.train_ds, shuffle=False), act=noop)
+        acc = (z.argmax(1) == y).float().mean().item()
+        rows += [dict(seed=cfg['seed'], epochs=cfg['recipe_settings']['epochs'], rule=r, images=len(y), train_accuracy=round(acc, 4),
+                      **{k: round(v, 4) for k, v in warm_summary(z, y, r).items()}) for r in ('positive', 'released')]
+    if rows: pd.DataFrame(rows).to_csv(here/name/'warm.csv', index=False)
+    print(f'{name}: {len(rows)//2} baselines')
+
+
+def main():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('names', nargs='*', help=f"studies, or a part of their names; default: all of {', '.join(studies)}")
+    p.add_argument('--list', action='store_true', help='print the commands and run nothing')
+    p.add_argument('--warm', action='store_true', help='measure the multi-warm labels of the baselines that are there')
+    a = p.parse_args()
+    names = [n for n in studies if not a.names or any(o in n for o in a.names)]
+    if not names: sys.exit(f"No study is called {' '.join(a.names)}: choose from {', '.join(studies)}")
+    if a.list: return print('\n'.join(command(n, *row) for n in names for row in studies[n][2]))
+    import torch
+    torch.set_num_threads(1)
+    for n in names: warm_labels(n) if a.warm else run_study(n)
+
+
+if __name__ == '__main__': main()
