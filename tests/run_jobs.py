@@ -23,7 +23,7 @@ def crops(seed=0, epochs=3):
 
 def photos(path, seed=0, epochs=3):
     "Image files, read and augmented one by one by two worker processes; a network with batch norm and dropout"
-    dls = ImageDataLoaders.from_folder(path, bs=8, item_tfms=RandomResizedCrop(24, min_scale=.4), batch_tfms=[*aug_transforms(), Normalize.from_stats(*imagenet_stats)], num_workers=2)
+    dls = ImageDataLoaders.from_folder(path, bs=8, item_tfms=RandomResizedCrop(24, min_scale=.4), batch_tfms=[*aug_transforms(), RandomErasing(.7), Normalize.from_stats(*imagenet_stats)], num_workers=2)
     net = nn.Sequential(ConvLayer(3, 8, stride=2), ConvLayer(8, 16, stride=2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Dropout(.3), nn.Linear(16, dls.c))
     return Training(Learner(dls, net, lr=.01, metrics=accuracy), epochs, .01)
 
