@@ -1,5 +1,5 @@
 "The data sets: miniatures in the true layout, served over HTTP and unpacked by the real code; the installed ones for real; folders of one's own photographs."
-import functools, hashlib, http.server, os, pickle, random, re, shutil, subprocess, sys, tarfile, threading, warnings, zipfile
+import functools, hashlib, http.server, itertools, os, pickle, random, re, shutil, subprocess, sys, tarfile, threading, warnings, zipfile
 from pathlib import Path
 
 import numpy as np, pytest, torch
@@ -725,6 +725,22 @@ def test_cifar10_real():
         file = get_image_files(root/c).sorted()[int(rng.randint(1000))]
         where = (dls.valid_ds.x == dls.valid_ds.test_set([file]).x).flatten(1).all(1).nonzero().flatten()
         assert {dls.vocab[int(dls.valid_ds.y[i])] for i in where} == {c}
+
+
+@installed('tiny-imagenet-200')
+def test_tiny_imagenet_real():
+    "Table 1's sizes, 500 and 50 images a class, and pictures that are those of the files"
+    dls = tiny_imagenet_dls()
+    assert (dls.c, len(dls.train_ds), len(dls.valid_ds)) == (200, 100_000, 10_000) and dls.train_ds.x.shape[1:] == (3, 64, 64) and dls.train_ds.x.dtype == torch.uint8
+    assert dls.train_ds.y.bincount().tolist() == [500]*200 and dls.valid_ds.y.bincount().tolist() == [50]*200 and list(dls.vocab)[:3] == ['goldfish', 'European fire salamander', 'bullfrog']
+    x = torch.cat([x for x, _ in itertools.islice(dls.valid, 16)])
+    assert abs(x.mean()) < .1 and .9 < x.std() < 1.4  # small pictures have more contrast than ImageNet's statistics say
+    root = fastai_path('data')/'tiny-imagenet-200'
+    rows = [o.split('\t')[:2] for o in (root/'val'/'val_annotations.txt').read_text().splitlines()]
+    ids = sorted((root/'wnids.txt').read_text().split())
+    for i in (0, 4321, 9999):
+        file, o = rows[i]
+        assert torch.equal(dls.valid_ds.x[i], dls.valid_ds.test_set([root/'val'/'images'/file]).x[0]) and ids[int(dls.valid_ds.y[i])] == o
 
 
 def test_names_do_not_collide_with_fastai():
