@@ -14,6 +14,10 @@ from ..focusnet import FocusNetCallback
 from .regularise import LabelSmoothing, Focal, ConfidencePenalty
 from .distil import KD, TfKD, TfKDReg
 from .views import CSKD, DDGSD, SLA
+from .dropmax import DropMax
+from .frskd import FRSKD, FRSKDF, FocusFRSKD
+from .byot import BYOT
+from .one import ONE
 from .wrap import WrapTerms
 
 # %% ../../nbs/methods/09_registry.ipynb #methods
@@ -25,7 +29,8 @@ methods = dict(
     baseline=plain_training, focusnet=FocusNetCallback,
     label_smoothing=LabelSmoothing, focal=Focal, confidence_penalty=ConfidencePenalty,
     kd=KD, de_reverse_kd=partial(KD, alpha=1.), tf_kd=TfKD, tf_kd_reg=TfKDReg,
-    cs_kd=CSKD, ddgsd=DDGSD, sla_sd=SLA)
+    cs_kd=CSKD, ddgsd=DDGSD, sla_sd=SLA, dropmax=DropMax,
+    frskd=FRSKD, frskd_f=FRSKDF, focusnet_frskd=FocusFRSKD, byot=BYOT, one=ONE)
 
 # %% ../../nbs/methods/09_registry.ipynb #settings
 _given = ('learn','base','baseline') # by whoever trains
