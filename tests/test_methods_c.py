@@ -1,10 +1,10 @@
 "DropMax, BYOT and ONE: golden values, sizes, which part learns from which term, and what is left afterwards."
-import math, subprocess, sys, textwrap
+import math, subprocess, sys
 from functools import partial
 import pytest, torch, torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet18
-from fastai.vision.all import L, Learner, OptimWrapper, SGD, accuracy, params, set_seed
+from fastai.vision.all import L, Learner, OptimWrapper, SGD, params, set_seed
 
 from conftest import make_learner
 from method_cases import tiny_resnet
