@@ -15,7 +15,6 @@ from focusnet_fastai.methods.byot import BYOT, BYOTNetwork, ShallowExit, feature
 from focusnet_fastai.methods.distil import softened_kl
 from focusnet_fastai.methods.dropmax import DropMax, DropMaxHead, DropMaxNetwork, binary_kl, dropmax_terms, log_retain, mask_logits, with_head
 from focusnet_fastai.methods.one import ONE, ONENetwork, fresh_copy, ramp_up
-from focusnet_fastai.methods.regularise import cross_entropies
 from focusnet_fastai.methods.stages import training_complexity
 from focusnet_fastai.methods.views import SLA
 from focusnet_fastai.models import complexity, half_mobilenet_v2, lenet5, small_resnet18, small_resnet34
