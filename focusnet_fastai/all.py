@@ -9,4 +9,8 @@ from .datasets import *
 from .photos import *
 from .folder import *
 from .cam import *
+from .examples import *
+from .scenes import *
+from .drawing import *
+from .plots import *
 from .figures import *

@@ -9,6 +9,7 @@ __all__ = ['RunError', 'write_file', 'write_json', 'read_json', 'locked', 'train
 # %% ../nbs/10b_checkpoint.ipynb #imports
 import contextlib, csv, io, json, os, platform, random
 from fastai.vision.all import *
+from .distributed import averaged, by_first, gathered, plain_loader
 from .terms import LossTerms, plain_network
 
 # %% ../nbs/10b_checkpoint.ipynb #run-error
@@ -95,14 +96,14 @@ def _random_states(learn)->dict:
     kind,keys,*rest = np.random.get_state()
     return dict(python=random.getstate(), numpy=(kind,keys.tolist(),*rest), torch=torch.get_rng_state(),
                 cuda=torch.cuda.get_rng_state_all() if torch.cuda.is_available() else [],
-                loaders=[dl.rng.getstate() for dl in learn.dls.loaders])
+                loaders=[plain_loader(dl).rng.getstate() for dl in learn.dls.loaders])
 
 def _set_random_states(learn, s):
     random.setstate(s['python'])
     np.random.set_state(s['numpy'])
     torch.set_rng_state(s['torch'])
     if s['cuda'] and len(s['cuda'])==torch.cuda.device_count(): torch.cuda.set_rng_state_all(s['cuda'])
-    for dl,o in zip(learn.dls.loaders, s['loaders']): dl.rng.setstate(o)
+    for dl,o in zip(learn.dls.loaders, s['loaders']): plain_loader(dl).rng.setstate(o)
 
 # %% ../nbs/10b_checkpoint.ipynb #training-state
 def _simple(o):
@@ -132,6 +133,12 @@ def load_training_state(learn:Learner, s:dict):
     _set_random_states(learn, s['random'])
 
 # %% ../nbs/10b_checkpoint.ipynb #keeper
+_parts = ('random','smooth_loss','cbs') # of the state; each process has its own
+def _read(path):
+    "The checkpoint, if there is one"
+    try: return torch.load(path, map_location='cpu', weights_only=True) if path.exists() else None
+    except Exception as e: raise RunError(f"{path} is damaged ({type(e).__name__}): remove it, to begin this run again") from e
+
 class RunKeeper(Callback):
     "Writes checkpoint and log after each epoch, and goes on from a checkpoint"
     order = 95
@@ -141,11 +148,12 @@ class RunKeeper(Callback):
     ):
         self.folder,self.line = folder,log
         self.names,self.rows,self.train_seconds,self.peak,self.state = [],[],0.,0,None
-        path = folder/'checkpoint.pth'
-        if path.exists():
-            try: o = torch.load(path, map_location='cpu', weights_only=True)
-            except Exception as e: raise RunError(f"{path} is damaged ({type(e).__name__}): remove it, to begin this run again") from e
-            self.names,self.rows,self.train_seconds,self.peak,self.state = [o[k] for k in ('names','rows','train_seconds','peak','state')]
+        self.processes,o = max(num_distrib(), 1),by_first(_read, folder/'checkpoint.pth')
+        if o is None: return
+        self.names,self.rows,self.train_seconds,self.peak,self.state = [o[k] for k in ('names','rows','train_seconds','peak','state')]
+        if len(o['parts'])!=self.processes:
+            raise RunError(f"The training in {folder} was begun with {len(o['parts'])} processes, and now there are {self.processes}: continue with as many")
+        self.state.update(o['parts'][rank_distrib()])
 
     @property
     def done(self): return len(self.rows) # epochs
@@ -169,15 +177,22 @@ def peak_memory(device)->int:
 @patch
 def after_epoch(self:RunKeeper):
     seconds = time.perf_counter()-self.epoch_start
-    self.rows.append(_simple(list(self.recorder.log[:-1])) + [round(seconds, 3)])
+    self.rows.append(averaged(_simple(list(self.recorder.log[:-1])) + [round(seconds, 3)]))
     if len(self.rows[-1])!=len(self.names): raise RuntimeError(f"The log has {len(self.rows[-1])} values for the columns {self.names}")
     self.peak = max(self.peak, peak_memory(next(self.learn.model.parameters()).device))
-    data = io.BytesIO()
-    torch.save(dict(names=self.names, rows=self.rows, train_seconds=self.train_seconds, peak=self.peak, state=training_state(self.learn)), data)
-    write_file(self.folder/'checkpoint.pth', data.getvalue())
-    self.write_log()
+    state = training_state(self.learn)
+    parts = gathered({k: state.pop(k) for k in _parts})
+    by_first(self.save, state, parts)
     row = dict(zip(self.names, self.rows[-1]))
     self.line(f"epoch {self.done}/{self.n_epoch}  " + '  '.join(f"{k} {v:.4f}" for k,v in row.items() if k not in ('epoch','time')) + f"  {seconds:.1f} s")
+
+@patch
+def save(self:RunKeeper, state:dict, parts:list):
+    "Write the checkpoint, then `log.csv`"
+    data = io.BytesIO()
+    torch.save(dict(names=self.names, rows=self.rows, train_seconds=self.train_seconds, peak=self.peak, state=state, parts=parts), data)
+    write_file(self.folder/'checkpoint.pth', data.getvalue())
+    self.write_log()
 
 @patch
 def write_log(self:RunKeeper):

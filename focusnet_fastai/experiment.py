@@ -10,9 +10,10 @@ __all__ = ['recipe_settings', 'settings_of', 'get_recipe', 'run_config', 'config
 import contextlib, hashlib, importlib.metadata, inspect, io, json, platform, subprocess, sys
 from fastai.vision.all import *
 from .checkpoint import RunError, RunKeeper, locked, read_json, write_file, write_json
+from .distributed import by_all, by_first, entered_by_first, on_all_devices, split_batches
 from .focusnet import Comparison, expected_calibration_error
 from .recipe import recipes, Training
-from .terms import class_names, load_weights, plain_network
+from .terms import class_names, plain_network
 from .methods.registry import methods, find_method, needs_baseline, method_settings, apply_method
 
 # %% ../nbs/11_experiment.ipynb #settings
@@ -135,20 +136,21 @@ def find_run(
     for o in sorted(root.glob('*/config.json')):
         if read_json(o)['hash']==config_hash(cfg): return o.parent
 
-def _base_learner(cfg, recipe, folder, dls)->Learner:
+def _base_learner(cfg, recipe, weights, dls)->Learner:
     "The trained learner of a finished run, on loaders that are there already"
     args = dict(cfg['recipe_settings'])
     if 'dls' in inspect.signature(recipe).parameters: args.update({k: None for k in ('n_train','n_valid') if k in args}, dls=dls)
     learn = recipe(**args).learn
-    learn.model = load_weights(folder/'weights.pth', learn.model)
+    learn.model.load_state_dict(torch.load(io.BytesIO(weights), weights_only=True))
     return learn
 
-def _prepare(cfg, recipe, base_folder)->tuple: # training, callbacks, learner of the baseline or None
+def _prepare(cfg, recipe, weights)->tuple: # training, callbacks, learner of the baseline or None
     "Make all that a run trains with, the same each time"
     set_seed(cfg['seed'])
     t = recipe(**cfg['recipe_settings'])
     if not isinstance(t, Training): raise TypeError(f"The recipe {recipe.__name__} must return a Training, not {type(t).__name__}")
-    base = _base_learner(cfg['baseline'], recipe, base_folder, t.learn.dls) if base_folder else None
+    t.learn.dls = split_batches(t.learn.dls)
+    base = _base_learner(cfg['baseline'], recipe, weights, t.learn.dls) if weights else None
     t.learn,cbs = apply_method(methods[cfg['method']], t.learn, base, **cfg['method_settings'])
     return t,L(cbs),base
 
@@ -162,6 +164,7 @@ def _fit(t, cbs, keeper, bar):
         t.learn.model.to(t.learn.dls.device)
         return
     with contextlib.ExitStack() as stack:
+        stack.enter_context(on_all_devices(t.learn))
         if not bar: stack.enter_context(t.learn.no_bar()); stack.enter_context(t.learn.no_logging())
         t.fit(cbs + keeper, start_epoch=keeper.done)
 
@@ -185,30 +188,40 @@ def _result(cfg, t, keeper, base)->dict:
     device = next(t.learn.model.parameters()).device
     return dict(recipe=cfg['recipe'], method=cfg['method'], seed=cfg['seed'], hash=config_hash(cfg), epochs=len(rows), last=drop(rows[-1]), best=drop(best),
                 **_evaluate(t.learn, base), seconds=sum(o['time'] for o in rows), images_per_second=n*len(rows)/keeper.train_seconds,
-                peak_memory=keeper.peak, peak_memory_of='GPU' if device.type=='cuda' else 'process', **environment(device))
+                peak_memory=keeper.peak, peak_memory_of='GPU' if device.type=='cuda' else 'process',
+                processes=keeper.processes, **environment(device))
 
 # %% ../nbs/11_experiment.ipynb #train-config
+def _finished(folder)->dict|None:
+    "The result of a run, if there is one"
+    return read_json(folder/'result.json') if (folder/'result.json').exists() else None
+
+def _finish(cfg, t, keeper, base, folder)->dict:
+    "Write the weights, then the result"
+    if hasattr(type(t.learn), 'unwrap'): t.learn = t.learn.unwrap()
+    data = io.BytesIO()
+    torch.save({k: v.cpu() for k,v in plain_network(t.learn.model).state_dict().items()}, data)
+    write_file(folder/'weights.pth', data.getvalue())
+    res = _result(cfg, t, keeper, base)
+    write_json(folder/'result.json', res)
+    return res
+
 def _train(cfg, recipe, folder, log, wait=False)->dict:
     "Run the configuration `cfg` in `folder`, or what is left of it"
-    with locked(folder, wait, log):
-        claim(folder, cfg)
-        if (folder/'result.json').exists(): return read_json(folder/'result.json')
-        base_cfg,base_folder = cfg['baseline'],None
+    with entered_by_first(locked(folder, wait, log)):
+        by_first(claim, folder, cfg)
+        if (res := by_first(_finished, folder)): return res
+        base_cfg,weights = cfg['baseline'],None
         if base_cfg:
-            base_folder = find_run(folder.parent, base_cfg) or folder.parent/f"baseline-{config_hash(base_cfg)}"
+            base_folder = by_first(lambda: find_run(folder.parent, base_cfg) or folder.parent/f"baseline-{config_hash(base_cfg)}")
             _train(base_cfg, recipe, base_folder, log, wait=True)
-        (t,cbs,base),bar = _prepare(cfg, recipe, base_folder),log is not noop and _has_bar()
+            weights = by_first((base_folder/'weights.pth').read_bytes)
+        (t,cbs,base),bar = by_all(_prepare, cfg, recipe, weights),log is not noop and _has_bar()
         keeper = RunKeeper(folder, log=noop if bar else log)
-        if keeper.rows: keeper.write_log()
+        if keeper.rows: by_first(keeper.write_log)
         log(f"{cfg['recipe']} {cfg['method']} seed {cfg['seed']}: {f'epochs {keeper.done+1} to ' if keeper.done else ''}{t.epochs} epochs in {folder}")
         _fit(t, cbs, keeper, bar)
-        if hasattr(type(t.learn), 'unwrap'): t.learn = t.learn.unwrap()
-        data = io.BytesIO()
-        torch.save({k: v.cpu() for k,v in plain_network(t.learn.model).state_dict().items()}, data)
-        write_file(folder/'weights.pth', data.getvalue())
-        res = _result(cfg, t, keeper, base)
-        write_json(folder/'result.json', res)
-        return res
+        return by_first(_finish, cfg, t, keeper, base, folder)
 
 # %% ../nbs/11_experiment.ipynb #run
 def run(
@@ -223,7 +236,7 @@ def run(
     "Train a method by a recipe, or what is left of it; a finished run is not run again"
     recipe,cfg = get_recipe(recipe),run_config(recipe, method, seed, base, **config)
     folder = Path(folder).resolve()
-    try: return _train(cfg, recipe, folder, log)
+    try: return _train(cfg, recipe, folder, noop if rank_distrib() else log)
     except RunError as e: raise RunError(e.message) from e.__cause__
 
 # %% ../nbs/11_experiment.ipynb #run-seeds

@@ -90,7 +90,7 @@ paper_tables[7] = PaperTable('Top-1 validation accuracy (%) with seven self-dist
     'FRSKD\\F':        ('77.64 62.29 69.48 63.84 73.53', _asks('frskd_f')),
     'FRSKD':           ('77.71 65.39 70.77 64.35 74.31', _asks('frskd')),
     'FocusNet (Ours)': ('78.29 63.43 71.05 64.49 73.92', _asks('focusnet')),
-    'OurLoss+FRSKD':   ('78.45 67.19 71.49 64.92 74.69', _asks('focusnet_frskd'))})
+    'OurLoss+FRSKD':   ('78.45 67.19 71.49 64.92 74.69', _asks('focus_frskd'))})
 
 # %% ../nbs/11b_tables.ipynb #table-8
 paper_tables[8] = PaperTable('Validation accuracy (%) with FRSKD on ImageNet', _imagenet, {

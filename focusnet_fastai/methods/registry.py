@@ -30,7 +30,7 @@ methods = dict(
     label_smoothing=LabelSmoothing, focal=Focal, confidence_penalty=ConfidencePenalty,
     kd=KD, de_reverse_kd=partial(KD, alpha=1.), tf_kd=TfKD, tf_kd_reg=TfKDReg,
     cs_kd=CSKD, ddgsd=DDGSD, sla_sd=SLA, dropmax=DropMax,
-    frskd=FRSKD, frskd_f=FRSKDF, focusnet_frskd=FocusFRSKD, byot=BYOT, one=ONE)
+    frskd=FRSKD, frskd_f=FRSKDF, focus_frskd=FocusFRSKD, byot=BYOT, one=ONE)
 
 # %% ../../nbs/methods/09_registry.ipynb #settings
 _given = ('learn','base','baseline') # by whoever trains
