@@ -1,5 +1,5 @@
 "The methods: golden values, what each may and may not touch, and the manners that all of them share."
-import copy, math, os, subprocess, sys, textwrap
+import copy, math
 from functools import partial
 import pytest, torch, torch.nn.functional as F
 from PIL import Image
@@ -13,6 +13,7 @@ from fastai.callback.training import GradientAccumulation
 from conftest import make_learner
 from method_cases import method_cases, plain
 from test_terms import CpuBf16, CtrlC, InBatch, quiet
+from two_processes import in_two_processes
 from focusnet_fastai.data import InMemoryLoaders, digits_dls
 from focusnet_fastai.methods.distil import KD, TfKD, TfKDReg, softened_kl, virtual_teacher
 from focusnet_fastai.methods.regularise import ConfidencePenalty, CrossEntropy, Focal, LabelSmoothing, cross_entropies, entropies
@@ -630,20 +631,8 @@ def test_baseline_stays(data, base):
 def test_two_processes(tmp_path):
     "Groups are split between the processes, and the weights stay equal"
     pytest.importorskip('accelerate')
-    script = tmp_path/'ddp.py'
-    script.write_text(textwrap.dedent('''
-        import warnings; warnings.simplefilter('ignore')
-        import os, random, torch, torch.distributed as dist
-        torch.set_num_threads(1)
-        from torch import nn
-        from torch.nn.parallel import DistributedDataParallel as DDP
-        from fastai.vision.all import *
-        from fastai.distributed import *
-        from focusnet_fastai.data import digits_dls
+    assert in_two_processes(tmp_path, '''
         from focusnet_fastai.methods.views import CSKD, DDGSD, SLA
-        def to_gloo(self, t, rank):  # fastai's moves to CUDA, which only nccl needs
-            t = torch.tensor(t); dist.broadcast(t, rank); return t.tolist()
-        DistributedDL._broadcast = to_gloo
         class Look(Callback):
             run_valid, order = False, 1
             def after_loss(self):
@@ -656,22 +645,10 @@ def test_two_processes(tmp_path):
             net = nn.Sequential(nn.Conv2d(1, 4, 5, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 10))
             learn2 = cls.wrap(Learner(dls, net))
             learn2.seen = []
-            with learn2.distrib_ctx(sync_bn=False, cpu=True), learn2.no_bar(), learn2.no_logging():
-                learn2.fit(1, .01, cbs=Look())
-            net = learn2.unwrap().model
-            w = torch.cat([p.detach().flatten() for p in learn2.model.parameters()])
-            both = [torch.empty_like(w) for _ in range(2)]
-            dist.all_gather(both, w)
-            assert torch.equal(*both), cls
+            with learn2.distrib_ctx(sync_bn=False, cpu=True), learn2.no_bar(), learn2.no_logging(): learn2.fit(1, .01, cbs=Look())
+            learn2.unwrap()
+            assert same_in_both(learn2.model), cls
             assert learn2.seen == [16*max(learn2.method.blocks, 1)]*4, learn2.seen
             assert type(learn2.model).__name__ != 'DistributedDataParallel'
             if not rank_distrib(): print('OK', cls.__name__, len(learn2.seen))
-        distrib_barrier(); teardown_distrib()
-    '''))
-    from pathlib import Path
-    root = str(Path(__file__).resolve().parent.parent)
-    env = {**os.environ, 'PYTHONPATH': root, 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    out = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', str(script)],
-                         capture_output=True, text=True, timeout=300, env=env, cwd=tmp_path)
-    assert out.returncode == 0, out.stderr[-3000:]
-    assert [l for l in out.stdout.splitlines() if l.startswith('OK')] == ['OK CSKD 4', 'OK DDGSD 4', 'OK SLA 4']
+    ''') == ['CSKD 4', 'DDGSD 4', 'SLA 4']

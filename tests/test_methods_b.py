@@ -1,7 +1,6 @@
 "Stages of networks, FRSKD, FRSKD\\F and FRSKD with the focus-picking loss."
-import copy, os, pickle, subprocess, sys, textwrap
+import copy, pickle
 from functools import partial
-from pathlib import Path
 import pytest, torch, torch.nn.functional as F
 from torch import nn
 from torchvision.models import mobilenet_v2, resnet18, resnet34, resnet50, shufflenet_v2_x0_5
@@ -13,6 +12,7 @@ from conftest import make_learner
 from method_cases import tiny_resnet
 from test_methods_a import n_params, same, small, state
 from test_terms import InBatch, quiet
+from two_processes import in_two_processes
 from focusnet_fastai.loss import focus_picking_loss
 from focusnet_fastai.methods.frskd import BiFPNc, FocusFRSKD, FRSKD, FRSKDF, FRSKDNetwork, Fusion, attention_map, feature_distances, half_size
 from focusnet_fastai.methods.stages import StageNetwork, stages, training_complexity
@@ -447,41 +447,22 @@ def test_it_learns():
 
 @pytest.mark.slow
 def test_two_processes(tmp_path):
-    "The self-teacher stays equal in both processes, and every parameter takes part"
+    "All extra parts stay equal in both processes, and every parameter takes part"
     pytest.importorskip('accelerate')
-    script = tmp_path/'ddp.py'
-    script.write_text(textwrap.dedent('''
-        import warnings; warnings.simplefilter('ignore')
-        import random, torch, torch.distributed as dist
-        torch.set_num_threads(1)
-        from torch.nn.parallel import DistributedDataParallel as DDP
-        from fastai.vision.all import *
-        from fastai.distributed import *
-        from focusnet_fastai.data import digits_dls
+    assert in_two_processes(tmp_path, '''
+        from focusnet_fastai.methods.byot import BYOT
+        from focusnet_fastai.methods.dropmax import DropMax
         from focusnet_fastai.methods.frskd import FocusFRSKD
+        from focusnet_fastai.methods.one import ONE
         from method_cases import tiny_resnet
-        def to_gloo(self, t, rank):  # fastai's moves to CUDA, which only nccl needs
-            t = torch.tensor(t); dist.broadcast(t, rank); return t.tolist()
-        DistributedDL._broadcast = to_gloo
         class Look(Callback):
             run_valid, order = False, 1
-            def after_loss(self):
-                assert isinstance(self.learn.model, DDP) and self.pred.shape == (16, 10)
-        for cls in (FocusFRSKD,):
+            def after_loss(self): assert isinstance(self.learn.model, DDP) and self.pred.shape == (16, 10)
+        for cls in (FocusFRSKD, DropMax, BYOT, ONE):
             set_seed(0)
             learn2 = cls.wrap(Learner(digits_dls(n_train=64, bs=16), tiny_resnet()))
-            start = learn2.model.teacher.head.weight.clone()
+            extra = [(p, p.detach().clone()) for n,p in learn2.model.named_parameters() if not n.startswith('net.')]
             with learn2.distrib_ctx(sync_bn=False, cpu=True), learn2.no_bar(), learn2.no_logging(): learn2.fit(1, .01, cbs=Look())
-            w = torch.cat([p.detach().flatten() for p in learn2.model.parameters()])
-            both = [torch.empty_like(w) for _ in range(2)]
-            dist.all_gather(both, w)
-            assert torch.equal(*both) and not torch.equal(start, learn2.model.teacher.head.weight), cls
+            assert same_in_both(learn2.model) and not any(torch.equal(p, start) for p,start in extra), cls
             if not rank_distrib(): print('OK', cls.__name__, len(learn2.unwrap().model))
-        distrib_barrier(); teardown_distrib()
-    '''))
-    here = Path(__file__).resolve().parent
-    env = {**os.environ, 'PYTHONPATH': f'{here.parent}{os.pathsep}{here}', 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    out = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', str(script)],
-                         capture_output=True, text=True, timeout=300, env=env, cwd=tmp_path)
-    assert out.returncode == 0, out.stderr[-3000:]
-    assert [l for l in out.stdout.splitlines() if l.startswith('OK')] == ['OK FocusFRSKD 10']
+    ''') == [f'{o} 10' for o in ('FocusFRSKD', 'DropMax', 'BYOT', 'ONE')]

@@ -1,10 +1,10 @@
 "DropMax, BYOT and ONE: golden values, sizes, which part learns from which term, and what is left afterwards."
-import math, subprocess, sys, textwrap
+import math, subprocess, sys
 from functools import partial
 import pytest, torch, torch.nn.functional as F
 from torch import nn
 from torchvision.models import resnet18
-from fastai.vision.all import L, Learner, OptimWrapper, SGD, accuracy, params, set_seed
+from fastai.vision.all import L, Learner, OptimWrapper, SGD, params, set_seed
 
 from conftest import make_learner
 from method_cases import tiny_resnet
@@ -15,7 +15,6 @@ from focusnet_fastai.methods.byot import BYOT, BYOTNetwork, ShallowExit, feature
 from focusnet_fastai.methods.distil import softened_kl
 from focusnet_fastai.methods.dropmax import DropMax, DropMaxHead, DropMaxNetwork, binary_kl, dropmax_terms, log_retain, mask_logits, with_head
 from focusnet_fastai.methods.one import ONE, ONENetwork, fresh_copy, ramp_up
-from focusnet_fastai.methods.regularise import cross_entropies
 from focusnet_fastai.methods.stages import training_complexity
 from focusnet_fastai.methods.views import SLA
 from focusnet_fastai.models import complexity, half_mobilenet_v2, lenet5, small_resnet18, small_resnet34
