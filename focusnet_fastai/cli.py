@@ -128,6 +128,7 @@ def focusnet_train(
     "focusnet-train photos --baseline run-1/baseline.pkl --out run-2", "focusnet-train photos --no-pretrained --size 128 --epochs 60".
     ImageNet weights are fetched on first use; without a network use --no-pretrained, or copy them into PyTorch's cache"""
     with _manners('focusnet-train'):
+        if not os.path.exists(folder): raise FileNotFoundError(f"There is no folder {folder}")
         _load_fastai()
         from focusnet_fastai.photos import train_photos
         train_photos(folder, out, arch, baseline, epochs, size, bs, lr, seed, pretrained, valid_pct, alpha, beta, rule, workers, overwrite, log=_say)

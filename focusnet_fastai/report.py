@@ -146,7 +146,8 @@ def confusion_section(
     parts = [html_table(rows, ['true class', 'taken for', base, name, 'change'], (2,3,4)) if rows else h.P("Neither network makes a mistake.")]
     if n<=max_classes: parts.append(h.Div(*[matrix_table(confusion(c.y, p, n), c.vocab, o) for p,o in ((c.base_pred,base),(c.pred,name))], cls='matrices'))
     else: parts.append(h.P(f"Matrices of {n} classes would not fit on the page."))
-    return h.Section(h.H2('Confusions before and after'), h.P("Numbers of images; the most frequent confusions of either network, the baseline's first."), *parts)
+    return h.Section(h.H2('Confusions before and after'), h.P("Numbers of images; the most frequent confusions of either network, the baseline's first."), *parts,
+                     h.P("In the matrices a row is a true class. Grey: right, red: wrong, and the darker, the larger the share of the class.") if n<=max_classes else None)
 
 # %% ../nbs/11c_report.ipynb #maps
 def maps_section(
@@ -223,11 +224,11 @@ td:first-child,th:first-child{min-width:7rem} thead th{border-bottom:2px solid #
 .cards{display:grid;grid-template-columns:repeat(auto-fill,minmax(13rem,1fr));gap:1rem;margin:.8rem 0}
 figure{margin:0} .card{border:1px solid #ddd;border-radius:6px;padding:.6rem;font-size:.85rem;line-height:1.35;overflow-wrap:anywhere}
 .card img{width:100%;max-width:14rem;display:block;margin:0 auto .4rem;border-radius:3px} img.pixels{image-rendering:pixelated}
-.right{color:#1b6b31;font-weight:600} .wrong{color:#b00f1c;font-weight:600} .file{color:#666;margin-top:.2rem}
+.right{color:#1b6b31;font-weight:600} .wrong{color:#b00f1c;font-weight:600} .file{color:#666;margin-top:.2rem;font-size:.75rem}
 .wide{width:100%;max-width:100%;height:auto}
-.matrices{display:flex;flex-wrap:wrap;gap:1.5rem;margin-top:1rem} .matrices figcaption{font-weight:600}
-.matrix{font-size:.78rem;margin:.4rem 0} .matrix td,.matrix th{border:1px solid #e2e2e2;padding:.1rem .25rem;min-width:1.5rem} .matrix td{text-align:center;vertical-align:middle;font-variant-numeric:tabular-nums}
-.matrix th{font-weight:400;min-width:0!important} .matrix thead th{border-bottom:1px solid #e2e2e2} .matrix th div{max-width:9rem;max-height:9rem;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
+.matrices{display:flex;flex-wrap:wrap;gap:1.2rem;margin-top:1rem} .matrices figcaption{font-weight:600}
+.matrix{font-size:.78rem;margin:.4rem 0} .matrix td,.matrix th{border:1px solid #e2e2e2;padding:.1rem .2rem;min-width:1.35rem} .matrix td{text-align:center;vertical-align:middle;font-variant-numeric:tabular-nums}
+.matrix th{font-weight:400;min-width:0!important} .matrix thead th{border-bottom:1px solid #e2e2e2} .matrix th div{max-width:9.5rem;max-height:9rem;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 .matrix .up{vertical-align:bottom} .matrix .up div{writing-mode:vertical-rl;transform:rotate(180deg)} .corner{color:#666;vertical-align:bottom!important}
 pre{background:#f5f5f5;border:1px solid #ddd;border-radius:6px;padding:.7rem;overflow:auto;font-size:.9rem} footer{color:#666;font-size:.85rem;margin-top:2.5rem}
 @page{margin:15mm} @media print{body{font-size:10.5pt;margin:0;max-width:none;padding:0} h2{break-after:avoid} .card,figure,tr,pre,.wide{break-inside:avoid} *{print-color-adjust:exact;-webkit-print-color-adjust:exact} pre{white-space:pre-wrap}}
