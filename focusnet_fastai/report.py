@@ -231,7 +231,7 @@ figure{margin:0} .card{border:1px solid #ddd;border-radius:6px;padding:.6rem;fon
 .matrix th{font-weight:400;min-width:0!important} .matrix thead th{border-bottom:1px solid #e2e2e2} .matrix th div{max-width:9.5rem;max-height:9rem;overflow:hidden;text-overflow:ellipsis;white-space:nowrap}
 .matrix .up{vertical-align:bottom} .matrix .up div{writing-mode:vertical-rl;transform:rotate(180deg)} .corner{color:#666;vertical-align:bottom!important}
 pre{background:#f5f5f5;border:1px solid #ddd;border-radius:6px;padding:.7rem;overflow:auto;font-size:.9rem} footer{color:#666;font-size:.85rem;margin-top:2.5rem}
-@page{margin:15mm} @media print{body{font-size:10.5pt;margin:0;max-width:none;padding:0} h2{break-after:avoid} .card,figure,tr,pre,.wide{break-inside:avoid} *{print-color-adjust:exact;-webkit-print-color-adjust:exact} pre{white-space:pre-wrap}}
+@page{margin:15mm} @media print{body{font-size:10.5pt;margin:0;max-width:none;padding:0} h2{break-after:avoid} .cards{grid-template-columns:repeat(4,1fr);gap:.5rem} .card,figure,tr,pre,.wide{break-inside:avoid} *{print-color-adjust:exact;-webkit-print-color-adjust:exact} pre{white-space:pre-wrap}}
 '''
 _policy = "default-src 'none'; img-src data:; style-src 'unsafe-inline'"
 
