@@ -16,3 +16,5 @@ from .plots import *
 from .figures import *
 from .looks import *
 from .explore import *
+from .report import report_html
+from .photonet import photo_learner, FixedStatistics

@@ -287,7 +287,7 @@ def test_mcnemar(fixed, broken, p): assert mcnemar(fixed, broken) == pytest.appr
 def test_smoke_on_imagewoof():
     "A few steps on real photographs, where the data set is installed"
     from fastai.data.external import fastai_cfg
-    from focusnet_fastai.datasets import imagewoof_dls
+    from focusnet_fastai.photos import imagewoof_dls
     if not (fastai_cfg().path('data')/'imagewoof2-160').exists():
         pytest.skip('Imagewoof is not installed: untar_data(URLs.IMAGEWOOF_160) installs it')
     dls = imagewoof_dls(size=64, bs=16, num_workers=0)

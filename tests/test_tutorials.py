@@ -41,3 +41,18 @@ def test_imagewoof():
     for cell in ('figure-1', 'figure-2', 'figure-4-plot'):
         c = next(c for c in nb.cells if c.get('id') == cell)
         assert any('image/png' in o.get('data', {}) for o in c.outputs), cell
+
+
+def test_your_photos(tmp_path):
+    "With a folder of one's own, one photo of which is damaged"
+    from focusnet_fastai.photonet import digit_photos
+    photos = digit_photos(tmp_path/'photos', (3, 8, 9), n=20)
+    (photos/'3'/'zz.png').write_bytes(b'no image')
+    (tmp_path/'out').mkdir()
+    # an empty cache of weights: the tutorial goes on with random ones where there is no network either
+    nb = run('your_photos', FOCUSNET_PHOTOS=str(photos), FOCUSNET_EPOCHS='1', FOCUSNET_SIZE='32', FOCUSNET_OUT=str(tmp_path/'out'), TORCH_HOME=str(tmp_path),
+             http_proxy='http://127.0.0.1:9', https_proxy='http://127.0.0.1:9')
+    assert "(48, 12, ['3', '8', '9']" in ' '.join(texts(nb, 'data').split()) and 'no image' in texts(nb, 'data')
+    assert 'cannot be had' in texts(nb, 'baseline') and 'McNemar' in texts(nb, 'compare') and 'report.html' in texts(nb, 'report')
+    assert sorted(o.name for o in (tmp_path/'out').iterdir()) == ['focusnet.pkl', 'focusnet.pth', 'report.html']
+    assert any(f"('{c}', " in texts(nb, 'predict') for c in (3, 8, 9))
