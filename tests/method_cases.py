@@ -2,8 +2,6 @@
 
 A method that is only a callback is added to `learn`; one that wraps gives its wrapped learner. A new method gets a line here."""
 from fastai.vision.all import Learner
-from torch import nn
-from torchvision.models.resnet import BasicBlock
 from focusnet_fastai.focusnet import FocusNetCallback
 from focusnet_fastai.methods.regularise import ConfidencePenalty, CrossEntropy, Focal, LabelSmoothing
 from focusnet_fastai.methods.distil import KD, TfKD, TfKDReg
@@ -12,19 +10,13 @@ from focusnet_fastai.methods.dropmax import DropMax, DropMaxNetwork
 from focusnet_fastai.methods.frskd import FRSKD, FRSKDF, FocusFRSKD
 from focusnet_fastai.methods.byot import BYOT
 from focusnet_fastai.methods.one import ONE
-from focusnet_fastai.models import lenet5
+from focusnet_fastai.models import lenet5, thin_resnet
 
 
 def attach(make_cb): return lambda learn, base: learn.add_cb(make_cb(base))
 
 
-def tiny_resnet(n_out=10, n_in=1, n=8):
-    "A ResNet of four stages with one block each, 8 to 64 channels: for methods that need stages"
-    def stage(ni, no, stride):
-        down = None if stride==1 else nn.Sequential(nn.Conv2d(ni, no, 1, stride, bias=False), nn.BatchNorm2d(no))
-        return nn.Sequential(BasicBlock(ni, no, stride, down))
-    return nn.Sequential(nn.Conv2d(n_in, n, 3, 2, 1, bias=False), nn.BatchNorm2d(n), nn.ReLU(), stage(n, n, 1), stage(n, 2*n, 2),
-                         stage(2*n, 4*n, 2), stage(4*n, 8*n, 2), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8*n, n_out))
+def tiny_resnet(n_out=10, n_in=1, n=8): return thin_resnet(n_out, n_in, n)  # for methods that need stages
 
 
 def on(net, wrap):
