@@ -117,7 +117,7 @@ def plot_baseline_quality(
     with _style():
         ax = _axes(ax, figsize)
         ax.scatter(df.epochs, df.focusnet*100, s=12, color='0.6', zorder=1)
-        ax.errorbar(g.mean().index, g.mean()*100, g.std().fillna(0)*100, fmt='o-', color=_red, linewidth=1.6, markersize=5, capsize=3, zorder=3, label='FocusNet')
+        ax.errorbar(g.mean().index, g.mean()*100, g.std().fillna(0)*100 if g.size().max()>1 else None, fmt='o-', color=_red, linewidth=1.6, markersize=5, capsize=3, zorder=3, label='FocusNet')
         ax.axhline(full.mean(), color='#1f4e9c', linestyle='--', linewidth=1.6, zorder=2, label=f"fully trained baseline, {_mean_sd(full/100)} %")
         if len(full)>1: ax.axhspan(full.mean()-full.std(), full.mean()+full.std(), color='#1f4e9c', alpha=.1, linewidth=0, zorder=0)
         _label_quality(ax, df, title)
