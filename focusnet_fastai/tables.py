@@ -6,11 +6,14 @@
 __all__ = ['paper_tables', 'results', 'PaperTable', 'mean_sd', 'TableComparison', 'table']
 
 # %% ../nbs/11b_tables.ipynb #imports
+from functools import cache, partial
 from fastai.vision.all import *
 from .checkpoint import read_json
 from .experiment import get_recipe, recipe_settings, run_config
-from .methods.registry import methods, method_settings
-from .models import complexity
+from .methods.registry import methods, method_settings, needs_baseline
+from .methods.stages import training_complexity
+from .methods.wrap import WrappedNetwork
+from .models import Complexity, complexity
 from .recipe import recipes, network, poor_baseline
 
 # %% ../nbs/11b_tables.ipynb #results
@@ -41,9 +44,10 @@ class PaperTable:
     def __init__(self,
         title:str, # what the table shows
         columns:list, # tuples of heading, recipe and metric
-        rows:dict # label: numbers as a string, and a function from a recipe to arguments of `run_config`
+        rows:dict, # label: numbers as a string, and a function from a recipe to arguments of `run_config`
+        note:str='' # stands below the table
     ):
-        store_attr('title,columns')
+        store_attr('title,columns,note')
         self.rows = {k: ([None if o=='-' else float(o) for o in nums.split()], what) for k,(nums,what) in rows.items()}
         for k,(nums,_) in self.rows.items():
             if len(nums)!=len(columns): raise ValueError(f"{title}: the row {k} has {len(nums)} numbers for {len(columns)} columns")
@@ -117,18 +121,51 @@ paper_tables[10] = PaperTable('Ablation: top-1 validation accuracy (%) of ResNet
     'L_cls + R_attention':         ('61.27 67.21', _asks('focusnet', beta=0.)),
     'FocusNet (Ours)':             ('63.43 71.05', _asks('focusnet'))})
 
-# %% ../nbs/11b_tables.ipynb #table-4
-paper_tables[4] = PaperTable('Model complexity', [('MobileNetV2','mobilenet_v2',None), ('ResNet-18','resnet18',None), ('ResNet-34','resnet34',None)], {
-    'Params (M)': ('0.94 11.27 21.38', 'params'),
-    'FLOPs (G)':  ('0.02 4.46 9.29', 'flops')})
-paper_tables[6] = PaperTable('Model complexity with self-knowledge distillation methods, ResNet-18',
-    [(o,'resnet18',None) for o in ('Baseline','DDGSD','CS-KD','SLA-SD','Tf-KD','ONE','BYOT','FRSKD','FocusNet (Ours)')], {
-    'Params (M)': ('11.27 11.27 11.27 11.58 11.27 11.27 12.49 17.75 11.27', 'params'),
-    'FLOPs (G)':  ('4.46 4.46 4.46 4.46 4.46 4.46 4.68 7.62 4.46', 'flops')})
+# %% ../nbs/11b_tables.ipynb #plain-cost
+def _on_meta(net):
+    "A network of Tables 4 and 6, without weights"
+    with torch.device('meta'): return network(net, 200, small=net!='mobilenet_v2')
 
-def _measured(net, what)->float:
-    "Millions of parameters or GFLOPs of the network of Tables 4 and 6"
-    return getattr(complexity(network(net, 200, small=net!='mobilenet_v2'), 64), what)/dict(params=1e6, flops=1e9)[what]
+@cache
+def _plain_cost(net)->dict: # line: `Complexity`
+    "What a plain network costs"
+    return dict(ours=complexity(_on_meta(net), 64))
+
+# %% ../nbs/11b_tables.ipynb #method-cost
+_forwards = dict(ddgsd=2, cs_kd=2, sla_sd=4) # of the network for one training image
+
+def _training_cost(method, **settings)->Complexity: # trained parameters, FLOPs of one forward pass
+    "What a method's network costs with its extra parts"
+    plain = _on_meta('resnet18')
+    if method=='baseline' or needs_baseline(methods[method]): return complexity(plain, 64)
+    with torch.device('meta'): net = methods[method](**settings).network(plain, 200)
+    return training_complexity(net, 64) if isinstance(net, WrappedNetwork) else complexity(net, 64)
+
+@cache
+def _method_cost(method, counted='deployed', **settings)->dict: # line: `Complexity`
+    "What a method costs: counted as the paper counts it, deployed, and in training"
+    deployed,full = complexity(_on_meta('resnet18'), 64),_training_cost(method)
+    teacher = deployed.flops if needs_baseline(methods[method]) else 0
+    return dict(ours=deployed if counted=='deployed' else _training_cost(method, **settings), deployed=deployed,
+                training=Complexity(full.params, full.flops*_forwards.get(method, 1)+teacher))
+
+# %% ../nbs/11b_tables.ipynb #table-4
+_flops_note = "Ours: 200 classes, 64 pixels, FLOPs are 2 x multiply-accumulate of convolutions and matrix products. "
+paper_tables[4] = PaperTable('Model complexity', [(o, partial(_plain_cost, net), None) for o,net in
+    (('MobileNetV2','mobilenet_v2'), ('ResNet-18','resnet18'), ('ResNet-34','resnet34'))], {
+    'Params (M)': ('0.94 11.27 21.38', 'params'),
+    'FLOPs (G)':  ('0.02 4.46 9.29', 'flops')},
+    note=_flops_note + "The paper's ResNets are the modified ones, and its FLOPs lie within 0.02 of ours; its MobileNetV2 has the standard strides.")
+
+# %% ../nbs/11b_tables.ipynb #table-6
+paper_tables[6] = PaperTable('Model complexity with self-knowledge distillation methods, ResNet-18', [(o, partial(_method_cost, m, **kw), None) for o,m,kw in (
+    ('Baseline','baseline',{}), ('DDGSD','ddgsd',{}), ('CS-KD','cs_kd',{}), ('SLA-SD','sla_sd',dict(counted='training', single=False)),
+    ('Tf-KD','tf_kd',{}), ('ONE','one',{}), ('BYOT','byot',dict(counted='training', feature=0.)), ('FRSKD','frskd',dict(counted='training')),
+    ('FocusNet (Ours)','focusnet',{}))], {
+    'Params (M)': ('11.27 11.27 11.27 11.58 11.27 11.27 12.49 17.75 11.27', 'params'),
+    'FLOPs (G)':  ('4.46 4.46 4.46 4.46 4.46 4.46 4.68 7.62 4.46', 'flops')},
+    note=_flops_note + "The paper counts one forward pass: of the deployed network for most methods, ONE too; in training for SLA-SD (joint head alone), BYOT (without the "
+         "adapters of its feature term) and FRSKD; 'ours' counts the same. 'training': trained parameters, and all forward passes for one training image (views, partners, teacher).")
 
 # %% ../nbs/11b_tables.ipynb #cells
 def _finished(folder)->list:
@@ -176,8 +213,10 @@ class TableComparison:
 def _table_lines(paper, runs, t, what, config)->dict: # line: cells
     "The lines of one row: the paper's number, ours, the difference, and ours in the best epoch"
     if isinstance(what, str):
-        xs = [_measured(net, what) for _,net,_ in t.columns]
-        return {'paper': [f'{o:.2f}' for o in paper], 'ours': [f'{x:.2f}' for x in xs], 'difference': [f'{x-o:+.2f}' for x,o in zip(xs, paper)]}
+        costs,unit = [cost() for _,cost,_ in t.columns],dict(params=1e6, flops=1e9)[what]
+        ours = {k: [getattr(o[k], what)/unit for o in costs] for k in costs[0]}
+        lines = {k: [f'{x:.2f}' for x in xs] for k,xs in ours.items()}
+        return {'paper': [f'{o:.2f}' for o in paper], 'ours': lines.pop('ours'), 'difference': [f'{x-o:+.2f}' for x,o in zip(ours['ours'], paper)], **lines}
     cells = [_cell(runs, recipe, metric, what, config) for _,recipe,metric in t.columns]
     return {'paper': [f'{o:.2f}' for o in paper], 'ours': [mean_sd(last) for last,_ in cells],
             'difference': [f'{np.mean(last)-o:+.2f}' if last else '' for (last,_),o in zip(cells, paper)], 'best epoch': [mean_sd(best) for _,best in cells]}
@@ -194,5 +233,5 @@ def table(
     t,runs = paper_tables[n],_finished(folder)
     lines = {(label,o): v for label,(paper,what) in t.rows.items() for o,v in _table_lines(paper, runs, t, what, config).items()}
     df = pd.DataFrame(lines.values(), index=pd.MultiIndex.from_tuples(lines), columns=[o for o,*_ in t.columns])
-    note = '' if n in (4,6) else 'ours: last epoch, mean ± standard deviation (number of seeds)' + (f'; settings: {config}' if config else '')
+    note = t.note or 'ours: last epoch, mean ± standard deviation (number of seeds)' + (f'; settings: {config}' if config else '')
     return TableComparison(f'Table {n}. {t.title}', df, note)
