@@ -91,6 +91,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                      'focusnet_fastai.cli._message': ('cli.html#_message', 'focusnet_fastai/cli.py'),
                                      'focusnet_fastai.cli._say': ('cli.html#_say', 'focusnet_fastai/cli.py'),
                                      'focusnet_fastai.cli._settings': ('cli.html#_settings', 'focusnet_fastai/cli.py'),
+                                     'focusnet_fastai.cli._several': ('cli.html#_several', 'focusnet_fastai/cli.py'),
                                      'focusnet_fastai.cli.focusnet_demo': ('cli.html#focusnet_demo', 'focusnet_fastai/cli.py'),
                                      'focusnet_fastai.cli.focusnet_figure': ('cli.html#focusnet_figure', 'focusnet_fastai/cli.py'),
                                      'focusnet_fastai.cli.focusnet_run': ('cli.html#focusnet_run', 'focusnet_fastai/cli.py'),
