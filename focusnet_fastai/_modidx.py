@@ -1107,6 +1107,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'focusnet_fastai.tables.TableComparison.markdown': ( 'tables.html#tablecomparison.markdown',
                                                                                              'focusnet_fastai/tables.py'),
                                         'focusnet_fastai.tables._asks': ('tables.html#_asks', 'focusnet_fastai/tables.py'),
+                                        'focusnet_fastai.tables._asks_cs_kd': ('tables.html#_asks_cs_kd', 'focusnet_fastai/tables.py'),
                                         'focusnet_fastai.tables._asks_poor': ('tables.html#_asks_poor', 'focusnet_fastai/tables.py'),
                                         'focusnet_fastai.tables._cell': ('tables.html#_cell', 'focusnet_fastai/tables.py'),
                                         'focusnet_fastai.tables._columns': ('tables.html#_columns', 'focusnet_fastai/tables.py'),

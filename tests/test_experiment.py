@@ -421,6 +421,9 @@ def test_table_asks_for_networks_and_baselines(record, tmp_path):
     assert ours(3, 'ResNet-34 FocusNet (Ours)') == {'Top-1': '70.00 (1)', 'Top-5': '90.00 (1)'} and not ours(3, 'ResNet-18 FocusNet (Ours)')
     assert ours(5, 'Standard KD') == {'CIFAR-100': '71.00 (1)'}
     assert ours(9, 'FocusNet (Ours)') == {'CIFAR-10': '93.00 (1)'} and ours(9, 'T: Pt-MobileNetV2') == {'CIFAR-10': '40.00 (1)'} and not ours(2, 'FocusNet (Ours)')
+    record('cub200', 'cs_kd', 0, .63, .64, lam=3.)
+    record('cifar100', 'cs_kd', 0, .77, .78)
+    assert ours(7, 'CS-KD') == {'CIFAR-100': '77.00 (1)', 'CUB-200': '63.00 (1)'}
     assert ours(10, 'L_cls') == {'CUB-200': '58.00 (1)'} and ours(10, 'L_cls + R_entropy') == {'CUB-200': '61.00 (1)'} and not ours(10, 'L_cls + R_attention')
 
 
