@@ -108,6 +108,14 @@ def test_weight_decay_is_l2():
         assert not torch.allclose(before[k], v, atol=2e-5, rtol=1e-3), k
 
 
+def test_crops_are_arguments():
+    "Of the recipes as of the loaders, and the same: methods.md's numbers, 4 and 8 zeros, or 8 % of the area"
+    for name in SMALL + ('imagewoof', 'cub200', 'stanford_dogs', 'imagenet'):
+        mine, theirs = [inspect.signature(o).parameters for o in (recipes[name], getattr(everything, f'{name}_dls'))]
+        k, want = ('pad', 4 if name.startswith('cifar') else 8) if name in SMALL else ('min_scale', .08)
+        assert mine[k].default == want and (theirs[k].default == want or name == 'imagewoof'), name
+
+
 # -- networks ---------------------------------------------------------------------------------------------------------
 
 def smallest_map(net, size, channels=3):
@@ -216,6 +224,8 @@ def test_cifar10_itself():
     assert repr(t) == 'Training: 5 epochs, 1000 images, 10000 for validation, 10 classes' and t.learn.dls.train.bs == 128
     x, y = t.learn.dls.one_batch()
     assert x.shape == (128, 3, 32, 32) and t.learn.model.eval().to(x.device)(x[:2]).shape == (2, 10)
+    for kw, pad in ((dict(), 4), (dict(pad=2), 2)):
+        assert [o.pad for o in recipes['cifar10'](n_train=100, n_valid=50, **kw).learn.dls.train.after_batch.fs if type(o).__name__ == 'CropBatch'] == [pad]
 
 
 def test_load_data():
