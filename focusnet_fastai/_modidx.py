@@ -660,6 +660,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'focusnet_fastai/methods/one.py')},
             'focusnet_fastai.methods.registry': { 'focusnet_fastai.methods.registry.apply_method': ( 'methods/registry.html#apply_method',
                                                                                                      'focusnet_fastai/methods/registry.py'),
+                                                  'focusnet_fastai.methods.registry.deployed_network': ( 'methods/registry.html#deployed_network',
+                                                                                                         'focusnet_fastai/methods/registry.py'),
                                                   'focusnet_fastai.methods.registry.find_method': ( 'methods/registry.html#find_method',
                                                                                                     'focusnet_fastai/methods/registry.py'),
                                                   'focusnet_fastai.methods.registry.method_settings': ( 'methods/registry.html#method_settings',

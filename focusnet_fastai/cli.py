@@ -78,6 +78,8 @@ def _message(e)->str:
     if isinstance(e, OSError) and e.strerror: return f"{e.filename}: {e.strerror}" if e.filename else e.strerror
     return str(e)
 
+_no_fit = ' channels, but got ', 'shapes cannot be multiplied', "can't be greater than actual input size" # what PyTorch says where channels or sizes are wrong
+
 @contextmanager
 def _manners(
     command:str # whose messages they are
@@ -89,8 +91,9 @@ def _manners(
         sys.exit(130)
     except (ValueError, OSError) as e: sys.exit(f"{command}: {_message(e)}")
     except RuntimeError as e:
-        if 'out of memory' not in str(e): raise
-        sys.exit(f"{command}: the memory of the GPU is too small: smaller batches (--bs) or images (--size) need less")
+        if 'out of memory' in str(e): sys.exit(f"{command}: the memory of the GPU is too small: smaller batches (--bs) or images (--size) need less")
+        if any(o in str(e) for o in _no_fit): sys.exit(f"{command}: the network does not fit the images, choose another one: {e}")
+        raise
 
 # %% ../nbs/12_cli.ipynb #load-quietly
 def _load_fastai():

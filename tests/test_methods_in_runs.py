@@ -93,6 +93,15 @@ def check_weights(f, method, folder, res):
     assert (loss, accuracy) == pytest.approx((res['last']['valid_loss'], res['last']['accuracy']), abs=1e-5)
 
 
+@pytest.mark.parametrize('method', ['dropmax', 'sla_sd', 'focusnet'])
+def test_a_baseline_of_another_method(root, method):
+    "FocusNet against what another method has trained: its network, with DropMax's second head"
+    res = run(small, 'focusnet', 0, root/f'after-{method}', base=dict(method=method), log=noop)
+    other = read_json(root/f'whole-{method}'/'result.json') if (root/f'whole-{method}'/'result.json').exists() else None
+    assert res['epochs'] == 2 and 0 <= res['baseline']['accuracy'] <= 1
+    if other: assert res['baseline']['accuracy'] == pytest.approx(other['last']['accuracy'])
+
+
 @pytest.mark.parametrize('method', STAGES)
 def test_network_without_stages(tmp_path, method):
     "LeNet-5 has none: said before anything is trained"
