@@ -1118,6 +1118,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                         'focusnet_fastai.tables._method_cost': ('tables.html#_method_cost', 'focusnet_fastai/tables.py'),
                                         'focusnet_fastai.tables._on_meta': ('tables.html#_on_meta', 'focusnet_fastai/tables.py'),
                                         'focusnet_fastai.tables._plain_cost': ('tables.html#_plain_cost', 'focusnet_fastai/tables.py'),
+                                        'focusnet_fastai.tables._planned_epochs': ( 'tables.html#_planned_epochs',
+                                                                                    'focusnet_fastai/tables.py'),
                                         'focusnet_fastai.tables._run_row': ('tables.html#_run_row', 'focusnet_fastai/tables.py'),
                                         'focusnet_fastai.tables._table_lines': ('tables.html#_table_lines', 'focusnet_fastai/tables.py'),
                                         'focusnet_fastai.tables._training_cost': ( 'tables.html#_training_cost',

@@ -22,12 +22,16 @@ def _epochs(folder)->int:
     path = folder/'log.csv'
     return max(len(path.read_text().splitlines())-1, 0) if path.exists() else 0
 
+def _planned_epochs(cfg)->int:
+    "Epochs of a baseline, and of its own baseline"
+    return cfg['recipe_settings'].get('epochs', 0) + _planned_epochs(cfg['baseline']) if cfg else 0
+
 def _run_row(path)->dict:
     "One run as a flat dict"
     cfg,folder = read_json(path)['config'],path.parent
     res = read_json(folder/'result.json') if (folder/'result.json').exists() else {}
     row = dict(folder=str(folder), recipe=cfg['recipe'], method=cfg['method'], seed=cfg['seed'], finished=bool(res), epochs=_epochs(folder))
-    row['total_epochs'] = row['epochs'] + (cfg['baseline']['recipe_settings'].get('epochs', 0) if cfg['baseline'] else 0)
+    row['total_epochs'] = row['epochs'] + _planned_epochs(cfg['baseline'])
     for o in ('last','best'): row.update({k if o=='last' else f'best_{k}': v for k,v in res.get(o, {}).items() if k!='epoch' or o=='best'})
     row.update({k: res.get(k) for k in ('ece','fixed','broken','p','seconds','images_per_second','peak_memory','device')})
     return row | {k: v for o in ('recipe_settings','method_settings') for k,v in cfg[o].items() if k not in row}

@@ -10,6 +10,7 @@ from focusnet_fastai.experiment import config_hash, run, run_config
 from focusnet_fastai.methods.registry import find_method, methods, needs_baseline
 from focusnet_fastai.models import thin_resnet
 from focusnet_fastai.recipe import one_cycle
+from focusnet_fastai.tables import results
 
 STAGES = ('frskd', 'frskd_f', 'focus_frskd', 'byot', 'one')  # methods that need a network with four stages
 
@@ -99,6 +100,8 @@ def test_a_baseline_of_another_method(root, method):
     res = run(small, 'focusnet', 0, root/f'after-{method}', base=dict(method=method), log=noop)
     other = read_json(root/f'whole-{method}'/'result.json') if (root/f'whole-{method}'/'result.json').exists() else None
     assert res['epochs'] == 2 and 0 <= res['baseline']['accuracy'] <= 1
+    row = results(root).set_index('folder').loc[str(root/f'after-{method}')]
+    assert (row.epochs, row.total_epochs) == (2, 6 if method == 'focusnet' else 4)
     if other: assert res['baseline']['accuracy'] == pytest.approx(other['last']['accuracy'])
 
 
