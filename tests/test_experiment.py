@@ -77,7 +77,7 @@ def weights(folder): return torch.load(folder/'weights.pth', weights_only=True)
 def log(folder): return pd.read_csv(folder/'log.csv').drop(columns='time')
 def epochs_done(folder): return len(RunKeeper(folder).rows)
 def files(folder): return sorted(o.name for o in folder.iterdir())
-COSTS = ('seconds', 'images_per_second', 'peak_memory')
+COSTS = ('seconds', 'images_per_second', 'peak_memory', 'commit')  # : files may be edited while the tests run
 
 
 def same(a, b):

@@ -56,3 +56,11 @@ def test_your_photos(tmp_path):
     assert 'cannot be had' in texts(nb, 'baseline') and 'McNemar' in texts(nb, 'compare') and 'report.html' in texts(nb, 'report')
     assert sorted(o.name for o in (tmp_path/'out').iterdir()) == ['focusnet.pkl', 'focusnet.pth', 'report.html']
     assert any(f"('{c}', " in texts(nb, 'predict') for c in (3, 8, 9))
+
+
+def test_compare_methods():
+    nb = run('compare_methods', FOCUSNET_SEEDS='1', FOCUSNET_EPOCHS='1', FOCUSNET_TRAIN='50')
+    shown = next(c for c in nb.cells if c.get('id') == 'table').outputs[-1]['data']['text/html']
+    from focusnet_fastai.methods.registry import methods
+    assert all(o in shown for o in methods), set(methods)
+    assert any('image/png' in o.get('data', {}) for o in next(c for c in nb.cells if c.get('id') == 'plot').outputs)
