@@ -78,6 +78,8 @@ def _message(e)->str:
     if isinstance(e, OSError) and e.strerror: return f"{e.filename}: {e.strerror}" if e.filename else e.strerror
     return str(e)
 
+_no_fit = ' channels, but got ', 'shapes cannot be multiplied', "can't be greater than actual input size" # what PyTorch says where channels or sizes are wrong
+
 @contextmanager
 def _manners(
     command:str # whose messages they are
@@ -89,19 +91,24 @@ def _manners(
         sys.exit(130)
     except (ValueError, OSError) as e: sys.exit(f"{command}: {_message(e)}")
     except RuntimeError as e:
-        if 'out of memory' not in str(e): raise
-        sys.exit(f"{command}: the memory of the GPU is too small: smaller batches (--bs) or images (--size) need less")
+        if 'out of memory' in str(e): sys.exit(f"{command}: the memory of the GPU is too small: smaller batches (--bs) or images (--size) need less")
+        if any(o in str(e) for o in _no_fit): sys.exit(f"{command}: the network does not fit the images, choose another one: {e}")
+        raise
 
 # %% ../nbs/12_cli.ipynb #load-quietly
 def _load_fastai():
     "Prepare a process for training, which takes some seconds"
-    print('Loading fastai ...', flush=True)
+    _say('Loading fastai ...')
     import matplotlib
     matplotlib.use('agg')
     warnings.filterwarnings('ignore', category=UserWarning, module='(torch|fastai|fasttransform)')
     warnings.filterwarnings('ignore', category=FutureWarning, module='(torch|fastai)')
 
-def _say(o): print(o, flush=True)
+def _say(o):
+    "Print, in a job of several processes only in the first one"
+    if os.environ.get('RANK', '0')=='0': print(o, flush=True)
+
+def _several(): return int(os.environ.get('WORLD_SIZE', 1))>1
 
 # %% ../nbs/12_cli.ipynb #focusnet-train
 @call_parse
@@ -128,11 +135,12 @@ def focusnet_train(
     "focusnet-train photos --baseline run-1/baseline.pkl --out run-2", "focusnet-train photos --no-pretrained --size 128 --epochs 60".
     ImageNet weights are fetched on first use; without a network use --no-pretrained, or copy them into PyTorch's cache"""
     with _manners('focusnet-train'):
+        if _several(): raise ValueError("Photos are trained in one process: start the command without torchrun or accelerate")
         if not os.path.exists(folder): raise FileNotFoundError(f"There is no folder {folder}")
         _load_fastai()
         from focusnet_fastai.photo_training import train_photos
         train_photos(folder, out, arch, baseline, epochs, size, bs, lr, seed, pretrained, valid_pct, alpha, beta, rule, workers, overwrite, log=_say)
-        print(f"Open {os.path.join(out, 'report.html')} in a browser")
+        _say(f"Open {os.path.join(out, 'report.html')} in a browser")
 
 # %% ../nbs/12_cli.ipynb #listed
 class _Named(argparse.Action):
@@ -174,7 +182,10 @@ def focusnet_run(
         try: res = run_seeds(recipe, method, seeds, folder, base, log=_say, **given)
         except RunError as e: raise ValueError(str(e)) from None
         except KeyboardInterrupt: raise KeyboardInterrupt("The same command goes on after the last whole epoch.") from None
-        for o in res: print(f"seed {o['seed']}: " + '  '.join(f'{k} {v:.4f}' for k,v in o['last'].items() if k!='epoch'))
+        for o in res: _say(f"seed {o['seed']}: " + '  '.join(f'{k} {v:.4f}' for k,v in o['last'].items() if k!='epoch'))
+        if _several():
+            from fastai.distributed import distrib_barrier, teardown_distrib
+            distrib_barrier(); teardown_distrib()
 
 # %% ../nbs/12_cli.ipynb #focusnet-table
 @call_parse

@@ -14,7 +14,7 @@ from .distributed import by_all, by_first, entered_by_first, on_all_devices, spl
 from .focusnet import Comparison, expected_calibration_error
 from .recipe import recipes, Training
 from .terms import class_names, plain_network
-from .methods.registry import methods, find_method, needs_baseline, method_settings, apply_method
+from .methods.registry import methods, find_method, needs_baseline, method_settings, apply_method, deployed_network
 
 # %% ../nbs/11_experiment.ipynb #settings
 def recipe_settings(
@@ -141,6 +141,7 @@ def _base_learner(cfg, recipe, weights, dls)->Learner:
     args = dict(cfg['recipe_settings'])
     if 'dls' in inspect.signature(recipe).parameters: args.update({k: None for k in ('n_train','n_valid') if k in args}, dls=dls)
     learn = recipe(**args).learn
+    learn.model = deployed_network(methods[cfg['method']], learn, **cfg['method_settings'])
     learn.model.load_state_dict(torch.load(io.BytesIO(weights), weights_only=True))
     return learn
 

@@ -173,22 +173,24 @@ def cifar10(
     net:str='resnet18', # one of `networks`
     bs:int=128, # images a batch
     small:bool=True, # network for small images?
+    pad:int=4, # rows and columns of zeros around an image, from which it is cropped
     dls=None, # loaders to use in the place of CIFAR-10
     **kwargs
 )->Training:
     "CIFAR-10 with the modified ResNet-18 (Section 4.2)"
-    return sgd_steps(dls or load_data('cifar10_dls', bs=bs), net, small=small, **kwargs)
+    return sgd_steps(dls or load_data('cifar10_dls', bs=bs, pad=pad), net, small=small, **kwargs)
 
 @delegates(sgd_steps)
 def cifar100(
     net:str='resnet18', # one of `networks`
     bs:int=128, # images a batch
     small:bool=True, # network for small images?
+    pad:int=4, # rows and columns of zeros around an image, from which it is cropped
     dls=None, # loaders to use in the place of CIFAR-100
     **kwargs
 )->Training:
     "CIFAR-100 with the modified ResNet-18 (Section 4.2)"
-    return sgd_steps(dls or load_data('cifar100_dls', bs=bs), net, small=small, **kwargs)
+    return sgd_steps(dls or load_data('cifar100_dls', bs=bs, pad=pad), net, small=small, **kwargs)
 
 # %% ../nbs/10_recipe.ipynb #medium-recipes
 @delegates(sgd_steps)
@@ -198,11 +200,12 @@ def tiny_imagenet(
     epochs:int=90, # in all
     drops=(1/3,2/3), # fractions of the training where the rate falls
     small:bool=True, # network for small images?
+    pad:int=8, # rows and columns of zeros around an image, from which it is cropped
     dls=None, # loaders to use in the place of Tiny ImageNet
     **kwargs
 )->Training:
     "Tiny ImageNet with the modified ResNet-18 (Section 4.2)"
-    return sgd_steps(dls or load_data('tiny_imagenet_dls', bs=bs), net, epochs, drops=drops, small=small, **kwargs)
+    return sgd_steps(dls or load_data('tiny_imagenet_dls', bs=bs, pad=pad), net, epochs, drops=drops, small=small, **kwargs)
 
 @delegates(sgd_steps)
 def imagenet_dogs(
@@ -212,11 +215,12 @@ def imagenet_dogs(
     epochs:int=90, # in all
     drops=(1/3,2/3), # fractions of the training where the rate falls
     small:bool=True, # network for small images?
+    pad:int=8, # rows and columns of zeros around an image, from which it is cropped
     dls=None, # loaders to use in the place of ImageNet Dogs
     **kwargs
 )->Training:
     "The 118 dog classes of ImageNet at 64 pixels with the modified ResNet-18 (Section 4.2)"
-    return sgd_steps(dls or load_data('imagenet_dogs_dls', path=path, bs=bs), net, epochs, drops=drops, small=small, **kwargs)
+    return sgd_steps(dls or load_data('imagenet_dogs_dls', path=path, bs=bs, pad=pad), net, epochs, drops=drops, small=small, **kwargs)
 
 # %% ../nbs/10_recipe.ipynb #large-recipes
 @delegates(sgd_steps)
@@ -237,22 +241,24 @@ def cub200(
     net:str='resnet18', # one of `networks`
     bs:int=32, # images a batch
     size:int=224, # height and width in pixels
+    min_scale:float=0.08, # smallest part of an image that a training crop shows
     dls=None, # loaders to use in the place of CUB-200
     **kwargs
 )->Training:
     "CUB-200 with ResNet-18, from scratch (Section 4.2)"
-    return sgd_steps(dls or load_data('cub200_dls', bs=bs, size=size), net, **kwargs)
+    return sgd_steps(dls or load_data('cub200_dls', bs=bs, size=size, min_scale=min_scale), net, **kwargs)
 
 @delegates(sgd_steps)
 def stanford_dogs(
     net:str='resnet18', # one of `networks`
     bs:int=32, # images a batch
     size:int=224, # height and width in pixels
+    min_scale:float=0.08, # smallest part of an image that a training crop shows
     dls=None, # loaders to use in the place of Stanford Dogs
     **kwargs
 )->Training:
     "Stanford Dogs with ResNet-18, from scratch (Section 4.2)"
-    return sgd_steps(dls or load_data('stanford_dogs_dls', bs=bs, size=size), net, **kwargs)
+    return sgd_steps(dls or load_data('stanford_dogs_dls', bs=bs, size=size, min_scale=min_scale), net, **kwargs)
 
 # %% ../nbs/10_recipe.ipynb #imagenet-recipe
 @delegates(sgd_steps)
@@ -263,11 +269,12 @@ def imagenet(
     size:int=224, # height and width in pixels
     epochs:int=90, # in all
     drops=(1/3,2/3), # fractions of the training where the rate falls
+    min_scale:float=0.08, # smallest part of an image that a training crop shows
     dls=None, # loaders to use in the place of ImageNet
     **kwargs
 )->Training:
     "ImageNet with ResNet-18 or ResNet-34 (Section 4.2)"
-    return sgd_steps(dls or load_data('imagenet_dls', path=path, bs=bs, size=size), net, epochs, drops=drops, **kwargs)
+    return sgd_steps(dls or load_data('imagenet_dls', path=path, bs=bs, size=size, min_scale=min_scale), net, epochs, drops=drops, **kwargs)
 
 # %% ../nbs/10_recipe.ipynb #poor
 poor_epochs = dict(cifar10=1, imagewoof=30, cifar100=5, cub200=50, stanford_dogs=50, tiny_imagenet=10, imagenet_dogs=10)

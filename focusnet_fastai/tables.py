@@ -6,11 +6,14 @@
 __all__ = ['paper_tables', 'results', 'PaperTable', 'mean_sd', 'TableComparison', 'table']
 
 # %% ../nbs/11b_tables.ipynb #imports
+from functools import cache, partial
 from fastai.vision.all import *
 from .checkpoint import read_json
 from .experiment import get_recipe, recipe_settings, run_config
-from .methods.registry import methods, method_settings
-from .models import complexity
+from .methods.registry import methods, method_settings, needs_baseline
+from .methods.stages import training_complexity
+from .methods.wrap import WrappedNetwork
+from .models import Complexity, complexity
 from .recipe import recipes, network, poor_baseline
 
 # %% ../nbs/11b_tables.ipynb #results
@@ -19,12 +22,16 @@ def _epochs(folder)->int:
     path = folder/'log.csv'
     return max(len(path.read_text().splitlines())-1, 0) if path.exists() else 0
 
+def _planned_epochs(cfg)->int:
+    "Epochs of a baseline, and of its own baseline"
+    return cfg['recipe_settings'].get('epochs', 0) + _planned_epochs(cfg['baseline']) if cfg else 0
+
 def _run_row(path)->dict:
     "One run as a flat dict"
     cfg,folder = read_json(path)['config'],path.parent
     res = read_json(folder/'result.json') if (folder/'result.json').exists() else {}
     row = dict(folder=str(folder), recipe=cfg['recipe'], method=cfg['method'], seed=cfg['seed'], finished=bool(res), epochs=_epochs(folder))
-    row['total_epochs'] = row['epochs'] + (cfg['baseline']['recipe_settings'].get('epochs', 0) if cfg['baseline'] else 0)
+    row['total_epochs'] = row['epochs'] + _planned_epochs(cfg['baseline'])
     for o in ('last','best'): row.update({k if o=='last' else f'best_{k}': v for k,v in res.get(o, {}).items() if k!='epoch' or o=='best'})
     row.update({k: res.get(k) for k in ('ece','fixed','broken','p','seconds','images_per_second','peak_memory','device')})
     return row | {k: v for o in ('recipe_settings','method_settings') for k,v in cfg[o].items() if k not in row}
@@ -41,9 +48,10 @@ class PaperTable:
     def __init__(self,
         title:str, # what the table shows
         columns:list, # tuples of heading, recipe and metric
-        rows:dict # label: numbers as a string, and a function from a recipe to arguments of `run_config`
+        rows:dict, # label: numbers as a string, and a function from a recipe to arguments of `run_config`
+        note:str='' # stands below the table
     ):
-        store_attr('title,columns')
+        store_attr('title,columns,note')
         self.rows = {k: ([None if o=='-' else float(o) for o in nums.split()], what) for k,(nums,what) in rows.items()}
         for k,(nums,_) in self.rows.items():
             if len(nums)!=len(columns): raise ValueError(f"{title}: the row {k} has {len(nums)} numbers for {len(columns)} columns")
@@ -78,6 +86,8 @@ paper_tables[5] = PaperTable('Top-1 validation accuracy (%) with standard knowle
     'FocusNet (Ours)': ('90.45 83.56 74.49 64.27 66.71 58.96 65.78', _asks('focusnet', **_small))})
 
 # %% ../nbs/11b_tables.ipynb #table-7
+def _asks_cs_kd(recipe): return dict(method='cs_kd', **(dict(lam=3.) if recipe in ('cub200','stanford_dogs') else {}))
+
 paper_tables[7] = PaperTable('Top-1 validation accuracy (%) with seven self-distillation methods, ResNet-18',
     _columns('cifar100','cub200','stanford_dogs','tiny_imagenet','imagenet_dogs'), {
     'Baseline':        ('74.52 50.29 63.32 59.50 70.76', _asks('baseline')),
@@ -85,7 +95,7 @@ paper_tables[7] = PaperTable('Top-1 validation accuracy (%) with seven self-dist
     'ONE':             ('76.67 54.71 65.39 62.33 72.56', _asks('one')),
     'DDGSD':           ('76.61 58.49 69.00 61.59 71.98', _asks('ddgsd')),
     'BYOT':            ('76.68 58.66 68.82 63.10 72.90', _asks('byot')),
-    'CS-KD':           ('77.19 64.34 68.91 60.44 72.76', _asks('cs_kd')),
+    'CS-KD':           ('77.19 64.34 68.91 60.44 72.76', _asks_cs_kd),
     'SLA-SD':          ('77.52 56.17 67.30 60.81 72.78', _asks('sla_sd')),
     'FRSKD\\F':        ('77.64 62.29 69.48 63.84 73.53', _asks('frskd_f')),
     'FRSKD':           ('77.71 65.39 70.77 64.35 74.31', _asks('frskd')),
@@ -117,18 +127,51 @@ paper_tables[10] = PaperTable('Ablation: top-1 validation accuracy (%) of ResNet
     'L_cls + R_attention':         ('61.27 67.21', _asks('focusnet', beta=0.)),
     'FocusNet (Ours)':             ('63.43 71.05', _asks('focusnet'))})
 
-# %% ../nbs/11b_tables.ipynb #table-4
-paper_tables[4] = PaperTable('Model complexity', [('MobileNetV2','mobilenet_v2',None), ('ResNet-18','resnet18',None), ('ResNet-34','resnet34',None)], {
-    'Params (M)': ('0.94 11.27 21.38', 'params'),
-    'FLOPs (G)':  ('0.02 4.46 9.29', 'flops')})
-paper_tables[6] = PaperTable('Model complexity with self-knowledge distillation methods, ResNet-18',
-    [(o,'resnet18',None) for o in ('Baseline','DDGSD','CS-KD','SLA-SD','Tf-KD','ONE','BYOT','FRSKD','FocusNet (Ours)')], {
-    'Params (M)': ('11.27 11.27 11.27 11.58 11.27 11.27 12.49 17.75 11.27', 'params'),
-    'FLOPs (G)':  ('4.46 4.46 4.46 4.46 4.46 4.46 4.68 7.62 4.46', 'flops')})
+# %% ../nbs/11b_tables.ipynb #plain-cost
+def _on_meta(net):
+    "A network of Tables 4 and 6, without weights"
+    with torch.device('meta'): return network(net, 200, small=net!='mobilenet_v2')
 
-def _measured(net, what)->float:
-    "Millions of parameters or GFLOPs of the network of Tables 4 and 6"
-    return getattr(complexity(network(net, 200, small=net!='mobilenet_v2'), 64), what)/dict(params=1e6, flops=1e9)[what]
+@cache
+def _plain_cost(net)->dict: # line: `Complexity`
+    "What a plain network costs"
+    return dict(ours=complexity(_on_meta(net), 64))
+
+# %% ../nbs/11b_tables.ipynb #method-cost
+_forwards = dict(ddgsd=2, cs_kd=2, sla_sd=4) # of the network for one training image
+
+def _training_cost(method, **settings)->Complexity: # trained parameters, FLOPs of one forward pass
+    "What a method's network costs with its extra parts"
+    plain = _on_meta('resnet18')
+    if method=='baseline' or needs_baseline(methods[method]): return complexity(plain, 64)
+    with torch.device('meta'): net = methods[method](**settings).network(plain, 200)
+    return training_complexity(net, 64) if isinstance(net, WrappedNetwork) else complexity(net, 64)
+
+@cache
+def _method_cost(method, counted='deployed', **settings)->dict: # line: `Complexity`
+    "What a method costs: counted as the paper counts it, deployed, and in training"
+    deployed,full = complexity(_on_meta('resnet18'), 64),_training_cost(method)
+    teacher = deployed.flops if needs_baseline(methods[method]) else 0
+    return dict(ours=deployed if counted=='deployed' else _training_cost(method, **settings), deployed=deployed,
+                training=Complexity(full.params, full.flops*_forwards.get(method, 1)+teacher))
+
+# %% ../nbs/11b_tables.ipynb #table-4
+_flops_note = "Ours: 200 classes, 64 pixels, FLOPs are 2 x multiply-accumulate of convolutions and matrix products. "
+paper_tables[4] = PaperTable('Model complexity', [(o, partial(_plain_cost, net), None) for o,net in
+    (('MobileNetV2','mobilenet_v2'), ('ResNet-18','resnet18'), ('ResNet-34','resnet34'))], {
+    'Params (M)': ('0.94 11.27 21.38', 'params'),
+    'FLOPs (G)':  ('0.02 4.46 9.29', 'flops')},
+    note=_flops_note + "The paper's ResNets are the modified ones, and its FLOPs lie within 0.02 of ours; its MobileNetV2 has the standard strides.")
+
+# %% ../nbs/11b_tables.ipynb #table-6
+paper_tables[6] = PaperTable('Model complexity with self-knowledge distillation methods, ResNet-18', [(o, partial(_method_cost, m, **kw), None) for o,m,kw in (
+    ('Baseline','baseline',{}), ('DDGSD','ddgsd',{}), ('CS-KD','cs_kd',{}), ('SLA-SD','sla_sd',dict(counted='training', single=False)),
+    ('Tf-KD','tf_kd',{}), ('ONE','one',{}), ('BYOT','byot',dict(counted='training', feature=0.)), ('FRSKD','frskd',dict(counted='training')),
+    ('FocusNet (Ours)','focusnet',{}))], {
+    'Params (M)': ('11.27 11.27 11.27 11.58 11.27 11.27 12.49 17.75 11.27', 'params'),
+    'FLOPs (G)':  ('4.46 4.46 4.46 4.46 4.46 4.46 4.68 7.62 4.46', 'flops')},
+    note=_flops_note + "The paper counts one forward pass: of the deployed network for most methods, ONE too; in training for SLA-SD (joint head alone), BYOT (without the "
+         "adapters of its feature term) and FRSKD; 'ours' counts the same. 'training': trained parameters, and all forward passes for one training image (views, partners, teacher).")
 
 # %% ../nbs/11b_tables.ipynb #cells
 def _finished(folder)->list:
@@ -176,8 +219,10 @@ class TableComparison:
 def _table_lines(paper, runs, t, what, config)->dict: # line: cells
     "The lines of one row: the paper's number, ours, the difference, and ours in the best epoch"
     if isinstance(what, str):
-        xs = [_measured(net, what) for _,net,_ in t.columns]
-        return {'paper': [f'{o:.2f}' for o in paper], 'ours': [f'{x:.2f}' for x in xs], 'difference': [f'{x-o:+.2f}' for x,o in zip(xs, paper)]}
+        costs,unit = [cost() for _,cost,_ in t.columns],dict(params=1e6, flops=1e9)[what]
+        ours = {k: [getattr(o[k], what)/unit for o in costs] for k in costs[0]}
+        lines = {k: [f'{x:.2f}' for x in xs] for k,xs in ours.items()}
+        return {'paper': [f'{o:.2f}' for o in paper], 'ours': lines.pop('ours'), 'difference': [f'{x-o:+.2f}' for x,o in zip(ours['ours'], paper)], **lines}
     cells = [_cell(runs, recipe, metric, what, config) for _,recipe,metric in t.columns]
     return {'paper': [f'{o:.2f}' for o in paper], 'ours': [mean_sd(last) for last,_ in cells],
             'difference': [f'{np.mean(last)-o:+.2f}' if last else '' for (last,_),o in zip(cells, paper)], 'best epoch': [mean_sd(best) for _,best in cells]}
@@ -194,5 +239,5 @@ def table(
     t,runs = paper_tables[n],_finished(folder)
     lines = {(label,o): v for label,(paper,what) in t.rows.items() for o,v in _table_lines(paper, runs, t, what, config).items()}
     df = pd.DataFrame(lines.values(), index=pd.MultiIndex.from_tuples(lines), columns=[o for o,*_ in t.columns])
-    note = '' if n in (4,6) else 'ours: last epoch, mean ± standard deviation (number of seeds)' + (f'; settings: {config}' if config else '')
+    note = t.note or 'ours: last epoch, mean ± standard deviation (number of seeds)' + (f'; settings: {config}' if config else '')
     return TableComparison(f'Table {n}. {t.title}', df, note)

@@ -192,6 +192,8 @@ def test_run_and_table(tmp_path, capsys):
     for f, args, kw, words in [
         (focusnet_run, ('digit', 'focusnet'), {}, 'Unknown recipe'), (focusnet_run, ('digits', 'focus'), {}, 'Unknown method'),
         (focusnet_run, ('digits', 'focusnet'), dict(set=['epoch=1']), "There is no setting 'epoch'"), (focusnet_run, ('digits', 'focusnet'), dict(set=['epochs']), 'key=value'),
+        (focusnet_run, ('digits', 'baseline'), dict(set=['net=resnet18', 'n_train=80'], folder=str(tmp_path/'no')), 'does not fit the images, choose another one'),
+        (focusnet_run, ('digits', 'byot'), dict(set=['n_train=80'], folder=str(tmp_path/'no')), 'four `Sequential`s'),
         (focusnet_run, ('digits', 'baseline'), dict(base=['epochs=1']), 'needs no baseline'), (focusnet_run, ('digits', 'baseline'), dict(folder='/proc/none'), 'Cannot write'),
         (focusnet_table, (1,), {}, 'There is no table 1'), (focusnet_table, (2, 'nowhere'), {}, 'no folder nowhere'), (focusnet_table, (2,), dict(set=['epoch=1']), 'No recipe or method'),
         (focusnet_table, (2,), dict(html='/nowhere/t.html'), 'no folder for /nowhere/t.html')]:

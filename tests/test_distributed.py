@@ -8,45 +8,7 @@ from torch import nn
 from fastai.vision.all import Learner, num_distrib
 from focusnet_fastai.data import digits_dls
 from focusnet_fastai.distributed import _left_plain, alone, by_all, by_first, on_all_devices, split_batches
-
-root = str(Path(__file__).resolve().parent.parent)
-env = {**os.environ, 'PYTHONPATH': root, 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'ACCELERATE_USE_CPU': '1', 'PYTHONWARNINGS': 'ignore'}
-torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
-accelerate = ['-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
-              '--dynamo_backend', 'no', '--main_process_port', '0']
-header = '''
-import warnings; warnings.simplefilter('ignore')
-import json, os, random, signal, sys, time, torch, torch.distributed as dist
-torch.set_num_threads(1)
-from pathlib import Path
-from fastai.vision.all import *
-from fastai.distributed import DistributedDL, teardown_distrib
-from focusnet_fastai.data import digits_dls
-from focusnet_fastai.distributed import *
-from focusnet_fastai.focusnet import FocusNetCallback
-from focusnet_fastai.methods.views import CSKD
-from focusnet_fastai.models import lenet5
-from focusnet_fastai.terms import Baseline, FrozenNetwork, plain_network
-from torch.nn.parallel import DistributedDataParallel as DDP
-folder,rank = Path(sys.argv[1]),rank_distrib()
-'''
-footer = '''
-distrib_barrier(); teardown_distrib()
-'''
-
-
-def launch(tmp_path, body, how=torchrun, timeout=240):
-    "Run `body` in two processes: exit code, standard output and error; afterwards none of them is left"
-    pytest.importorskip('accelerate')
-    script = tmp_path/'job.py'
-    script.write_text(header + body + footer)
-    job = subprocess.Popen([sys.executable, *how, str(script), str(tmp_path)], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env, cwd=tmp_path)
-    try: out, err = job.communicate(timeout=timeout)
-    except subprocess.TimeoutExpired:
-        job.terminate()  # the launcher ends its processes
-        out, err = job.communicate(timeout=60)
-        pytest.fail(f'The job hung.\n{out[-2000:]}\n{err[-4000:]}')
-    return job.returncode, out, err
+from two_processes import accelerate, command, env, launch, started
 
 
 # --- in one process ---------------------------------------------------------------------------------------------------------
@@ -116,10 +78,7 @@ def test_synchronised_batch_norm_does_not_stay():
 
 TRAIN = '''
 report = {}
-def same(o):
-    "Is the tensor the same in both processes?"
-    a,b = gathered(o.detach().flatten())
-    return torch.equal(a, b)
+same = same_in_both
 def flat(net): return torch.cat([p.detach().float().flatten() for p in net.state_dict().values()])
 def fit(learn, n, cbs=None, lr=3e-3):
     with on_all_devices(learn), learn.no_bar(), learn.no_logging(): learn.fit(n, lr, cbs=cbs)
@@ -344,16 +303,14 @@ def test_error_kill_and_resume(tmp_path):
     '''))
     assert code != 0 and 'no more' in err and rows(log) == 2, err[-4000:]
     # killed in its fourth epoch
-    pytest.importorskip('accelerate')
-    (tmp_path/'kill.py').write_text(header + RUN + '''
-class Slow(Callback):
-    def before_batch(self):
-        if self.training and self.epoch>=3: time.sleep(1)
-defaults.callbacks += [Slow]
-go('cut')
-''' + footer)
     for o in '01': (tmp_path/'pids'/o).unlink()
-    job = subprocess.Popen([sys.executable, *torchrun, str(tmp_path/'kill.py'), str(tmp_path)], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env=env, cwd=tmp_path)
+    job = started(tmp_path, RUN + dedent('''
+    class Slow(Callback):
+        def before_batch(self):
+            if self.training and self.epoch>=3: time.sleep(1)
+    defaults.callbacks += [Slow]
+    go('cut')
+    '''), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
     try:
         for _ in range(2400):
             if rows(log) == 3 or job.poll() is not None: break
@@ -382,3 +339,24 @@ def test_other_number_of_processes(tmp_path):
     from focusnet_fastai.checkpoint import RunError, RunKeeper
     torch.save(dict(names=[], rows=[[0]], train_seconds=0., peak=0, state={}, parts=[{}, {}]), tmp_path/'checkpoint.pth')
     with pytest.raises(RunError, match='begun with 2 processes, and now there are 1'): RunKeeper(tmp_path)
+
+
+# --- commands -----------------------------------------------------------------------------------------------------------
+
+@pytest.mark.slow
+def test_focusnet_run_in_two_processes(tmp_path):
+    "One of them prints; the other command says that it works in one process"
+    args = ['digits', 'focusnet', '--seeds', '0', '--folder', 'runs', '--set', 'epochs=2', 'n_train=100', 'bs=32']
+    code, out, err = command(tmp_path, 'focusnet-run', *args)
+    assert code == 0, err[-3000:]
+    lines = out.splitlines()
+    assert len(lines) == 8 and len(set(lines)) == 8 and lines[0] == 'Loading fastai ...' and lines[-1].startswith('seed 0: train_loss')
+    results = [json.loads(o.read_text()) for o in (tmp_path/'runs').glob('*/result.json')]
+    assert [o['processes'] for o in results] == [2, 2] and {o['method'] for o in results} == {'baseline', 'focusnet'}
+
+
+def test_focusnet_train_is_for_one_process(tmp_path, monkeypatch):
+    monkeypatch.setenv('WORLD_SIZE', '2')
+    from focusnet_fastai.cli import focusnet_train
+    with pytest.raises(SystemExit, match='focusnet-train: Photos are trained in one process'): focusnet_train(str(tmp_path), out=str(tmp_path/'out'))
+    assert not (tmp_path/'out').exists()

@@ -421,21 +421,47 @@ def test_table_asks_for_networks_and_baselines(record, tmp_path):
     assert ours(3, 'ResNet-34 FocusNet (Ours)') == {'Top-1': '70.00 (1)', 'Top-5': '90.00 (1)'} and not ours(3, 'ResNet-18 FocusNet (Ours)')
     assert ours(5, 'Standard KD') == {'CIFAR-100': '71.00 (1)'}
     assert ours(9, 'FocusNet (Ours)') == {'CIFAR-10': '93.00 (1)'} and ours(9, 'T: Pt-MobileNetV2') == {'CIFAR-10': '40.00 (1)'} and not ours(2, 'FocusNet (Ours)')
+    record('cub200', 'cs_kd', 0, .63, .64, lam=3.)
+    record('cifar100', 'cs_kd', 0, .77, .78)
+    assert ours(7, 'CS-KD') == {'CIFAR-100': '77.00 (1)', 'CUB-200': '63.00 (1)'}
     assert ours(10, 'L_cls') == {'CUB-200': '58.00 (1)'} and ours(10, 'L_cls + R_entropy') == {'CUB-200': '61.00 (1)'} and not ours(10, 'L_cls + R_attention')
 
 
 def test_tables_as_text(tmp_path):
     "Every table can be printed with nothing run, as Markdown and as HTML"
     for n, paper in paper_tables.items():
-        if n == 6: continue  # the same measurement as Table 4, nine times
         t = table(n, tmp_path/'nothing')
         lines = t.markdown.splitlines()
         head = next(i for i, o in enumerate(lines) if o.startswith('| ---'))
         assert lines[0].startswith(f'**Table {n}. ') and {o.count('|') - o.count('\\|') for o in lines[head-1:head+1+len(t.df)]} == {len(t.df.columns) + 3}
         for (nums, _), label in zip(paper.rows.values(), paper.rows): assert [float(o) for o in t.df.loc[(label, 'paper')]] == nums
-        if n != 4: assert (t.df.loc[(slice(None), 'ours'), :] == '').all().all()
+        if n not in (4, 6): assert (t.df.loc[(slice(None), 'ours'), :] == '').all().all()
         assert t._repr_html_().count('<tr') == len(t.df) + 1 and repr(t) == t.markdown and not re.search(r'<td>nan|<td>None', t.html)
     assert paper_tables[7].rows['FRSKD'][0] == [77.71, 65.39, 70.77, 64.35, 74.31] and paper_tables[2].rows['DropMax'][0][2] == 86.87 and paper_tables[9].rows['De-reverse KD'][0][-1] == 39.39
     with pytest.raises(ValueError, match='no table 1: choose from 2, 3, 4'): table(1, tmp_path)
     with pytest.raises(ValueError, match='has the setting epoch$'): table(2, tmp_path, epoch=5)
     with pytest.raises(ValueError, match='the row A has 1 numbers for 2 columns'): PaperTable('x', [('a', 'digits', 'accuracy')]*2, {'A': ('1.0', None)})
+
+
+def test_tables_of_complexity(tmp_path):
+    "Tables 4 and 6: what the paper counts is counted again, and what is deployed and trained stands beside it"
+    t = table(6, tmp_path)
+    rows = {k: t.df.loc[k].tolist() for k in t.df.index}
+    assert list(t.df.columns) == ['Baseline', 'DDGSD', 'CS-KD', 'SLA-SD', 'Tf-KD', 'ONE', 'BYOT', 'FRSKD', 'FocusNet (Ours)']
+    assert rows['Params (M)', 'paper'] == rows['Params (M)', 'ours'] == ['11.27', '11.27', '11.27', '11.58', '11.27', '11.27', '12.49', '17.75', '11.27']
+    assert rows['Params (M)', 'training'] == ['11.27', '11.27', '11.27', '11.68', '11.27', '28.26', '13.01', '17.75', '11.27']
+    assert rows['FLOPs (G)', 'ours'] == ['4.44']*6 + ['4.66', '7.58', '4.44'] and all(abs(float(o)) < .041 for o in rows['FLOPs (G)', 'difference'])
+    assert rows['FLOPs (G)', 'training'] == ['4.44', '8.89', '8.89', '17.78', '8.89', '6.59', '4.66', '7.58', '8.89']
+    assert set(rows['Params (M)', 'deployed']) == {'11.27'} and set(rows['FLOPs (G)', 'deployed']) == {'4.44'}
+    assert "'ours' counts the same" in t.markdown and 'adapters' in t.markdown
+    u = table(4, tmp_path)
+    assert u.df.loc[('Params (M)', 'ours')].tolist() == ['0.94', '11.27', '21.38'] and u.df.loc[('FLOPs (G)', 'ours')].tolist() == ['0.02', '4.44', '9.28'] and 'standard strides' in u.note
+
+
+@pytest.mark.parametrize('n, rows, columns', [(2, 3, 8), (3, 4, 2), (5, 4, 7), (7, 11, 5), (8, 6, 2), (9, 4, 7), (10, 5, 2)])
+def test_every_row_of_every_table_can_be_run(n, rows, columns):
+    "Each cell asks for a configuration, and no two cells of a table for the same one"
+    t = paper_tables[n]
+    assert (len(t.rows), len(t.columns)) == (rows, columns)
+    asked = [(metric, config_hash(run_config(recipe, seed=0, **what(recipe)))) for _, what in t.rows.values() for _, recipe, metric in t.columns]
+    assert len(set(asked)) == rows*columns

@@ -630,7 +630,6 @@ def test_baseline_stays(data, base):
 @pytest.mark.slow
 def test_two_processes(tmp_path):
     "Groups are split between the processes, and the weights stay equal"
-    pytest.importorskip('accelerate')
     assert in_two_processes(tmp_path, '''
         from focusnet_fastai.methods.views import CSKD, DDGSD, SLA
         class Look(Callback):
@@ -645,7 +644,7 @@ def test_two_processes(tmp_path):
             net = nn.Sequential(nn.Conv2d(1, 4, 5, 2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16, 10))
             learn2 = cls.wrap(Learner(dls, net))
             learn2.seen = []
-            with learn2.distrib_ctx(sync_bn=False, cpu=True), learn2.no_bar(), learn2.no_logging(): learn2.fit(1, .01, cbs=Look())
+            with on_all_devices(learn2), learn2.no_bar(), learn2.no_logging(): learn2.fit(1, .01, cbs=Look())
             learn2.unwrap()
             assert same_in_both(learn2.model), cls
             assert learn2.seen == [16*max(learn2.method.blocks, 1)]*4, learn2.seen

@@ -448,7 +448,6 @@ def test_it_learns():
 @pytest.mark.slow
 def test_two_processes(tmp_path):
     "All extra parts stay equal in both processes, and every parameter takes part"
-    pytest.importorskip('accelerate')
     assert in_two_processes(tmp_path, '''
         from focusnet_fastai.methods.byot import BYOT
         from focusnet_fastai.methods.dropmax import DropMax
@@ -462,7 +461,7 @@ def test_two_processes(tmp_path):
             set_seed(0)
             learn2 = cls.wrap(Learner(digits_dls(n_train=64, bs=16), tiny_resnet()))
             extra = [(p, p.detach().clone()) for n,p in learn2.model.named_parameters() if not n.startswith('net.')]
-            with learn2.distrib_ctx(sync_bn=False, cpu=True), learn2.no_bar(), learn2.no_logging(): learn2.fit(1, .01, cbs=Look())
+            with on_all_devices(learn2), learn2.no_bar(), learn2.no_logging(): learn2.fit(1, .01, cbs=Look())
             assert same_in_both(learn2.model) and not any(torch.equal(p, start) for p,start in extra), cls
             if not rank_distrib(): print('OK', cls.__name__, len(learn2.unwrap().model))
     ''') == [f'{o} 10' for o in ('FocusFRSKD', 'DropMax', 'BYOT', 'ONE')]

@@ -1,5 +1,5 @@
 "What a user meets first: imports, names, packaging, README, the demo."
-import configparser, os, re, subprocess, sys
+import configparser, json, os, re, subprocess, sys
 from pathlib import Path
 import pytest
 
@@ -77,6 +77,26 @@ def test_links_of_the_readme_exist():
     targets = re.findall(r'\]\((?!https?:|#)([^)#]+)', text) + re.findall(r'src="(?!https?:)([^"]+)"', text)
     assert targets
     for t in targets: assert (root/t).exists(), t
+
+
+def headings(cells):
+    "The anchors of a page"
+    lines = [o for c in cells if c['cell_type'] == 'markdown' for o in ''.join(c['source']).splitlines() if o.startswith('#')]
+    return {re.sub(r'[^\w -]', '', o.lstrip('#').strip().lower()).replace(' ', '-') for o in lines}
+
+
+def test_links_of_the_notebooks_exist():
+    "To other notebooks, files and headings"
+    notebooks, n = [o for o in (root/'nbs').rglob('*.ipynb') if '.ipynb_checkpoints' not in str(o)], 0
+    cells = {o.resolve(): json.loads(o.read_text(encoding='utf-8'))['cells'] for o in notebooks}
+    for nb in cells:
+        for text in (''.join(c['source']) for c in cells[nb] if c['cell_type'] == 'markdown'):
+            for target in re.findall(r'\]\((?!https?:|mailto:|attachment:)([^)\s]+)\)', text) + re.findall(r'src="(?!https?:|data:|attachment:)([^"]+)"', text):
+                path, _, anchor = target.partition('#')
+                to, n = (nb.parent/path).resolve() if path else nb, n+1
+                assert to.exists(), f'{nb.name}: {target}'
+                if anchor and to in cells: assert anchor in headings(cells[to]), f'{nb.name}: {target}'
+    assert n > 15
 
 
 def test_every_notebook_names_its_module():

@@ -108,6 +108,14 @@ def test_weight_decay_is_l2():
         assert not torch.allclose(before[k], v, atol=2e-5, rtol=1e-3), k
 
 
+def test_crops_are_arguments():
+    "Of the recipes as of the loaders, and the same: methods.md's numbers, 4 and 8 zeros, or 8 % of the area"
+    for name in SMALL + ('imagewoof', 'cub200', 'stanford_dogs', 'imagenet'):
+        mine, theirs = [inspect.signature(o).parameters for o in (recipes[name], getattr(everything, f'{name}_dls'))]
+        k, want = ('pad', 4 if name.startswith('cifar') else 8) if name in SMALL else ('min_scale', .08)
+        assert mine[k].default == want and (theirs[k].default == want or name == 'imagewoof'), name
+
+
 # -- networks ---------------------------------------------------------------------------------------------------------
 
 def smallest_map(net, size, channels=3):
@@ -175,12 +183,49 @@ def test_part_of_image_files(tmp_path):
     assert x.shape == (4, 3, 16, 16) and list(part.vocab) == ['a', 'b']
 
 
+def test_part_of_the_validation_images(tmp_path):
+    "`split=1` takes from those, in memory and in files, and leaves the training images alone"
+    dls = digits_dls(n_train=100)
+    for n, seed in ((60, 0), (60, 1), (1, 0)):
+        a, b = [image_subset(dls, n, seed, split=1) for _ in range(2)]
+        assert (len(a.train_ds), len(a.valid_ds), len(dls.valid_ds)) == (100, n, 797) and a.train is dls.train
+        assert torch.equal(a.valid_ds.x, b.valid_ds.x) and a.valid_ds.split_idx == dls.valid_ds.split_idx == 1
+        rows = [tuple(o.flatten().tolist()) for o in dls.valid_ds.x]
+        idxs = [rows.index(tuple(o.flatten().tolist())) for o in a.valid_ds.x]
+        assert idxs == sorted(idxs) and [int(dls.valid_ds.y[i]) for i in idxs] == a.valid_ds.y.tolist()
+    assert not torch.equal(image_subset(dls, 60, 1, 1).valid_ds.x, image_subset(dls, 60, 0, 1).valid_ds.x)
+    assert image_subset(dls, None, split=1) is dls and image_subset(dls, 797, split=1) is dls
+    for n in (0, -1, 798):
+        with pytest.raises(ValueError, match=f'`n_valid` must lie in 1..797, but is {n}'): image_subset(dls, n, split=1)
+        with pytest.raises(ValueError, match=f'`n_valid` must lie in 1..797, but is {n}'): modern(dls=dls, net='lenet5', n_valid=n)
+    for s, n in (('train', 3), ('valid', 4)):
+        for c in 'ab':
+            (tmp_path/s/c).mkdir(parents=True)
+            for i in range(n): Image.new('RGB', (20, 20), (i*40, 0, 0)).save(tmp_path/s/c/f'{i}.png')
+    files = ImageDataLoaders.from_folder(tmp_path, bs=4, item_tfms=RandomResizedCrop(16), num_workers=0)
+    part = imagewoof(dls=files, n_valid=5).learn.dls
+    assert (len(part.train_ds), len(part.valid_ds)) == (6, 5) and set(part.valid_ds.items) < set(files.valid_ds.items) and len(part.valid.one_batch()[0]) == 4
+
+
+def test_validation_of_a_part():
+    "The log is about those images alone, and a run is another one"
+    dls = digits_dls(n_train=64)
+    t = modern(dls=dls, net='lenet5', epochs=1, n_valid=30)
+    trained(t)
+    z, y = t.learn.get_preds(act=lambda o: o)
+    assert len(y) == 30 and t.learn.validate()[1] == pytest.approx((z.argmax(1) == y).float().mean().item())
+    from focusnet_fastai.experiment import config_hash, run_config
+    assert config_hash(run_config('cifar10', 'focal', n_valid=30)) != config_hash(run_config('cifar10', 'focal'))
+
+
 @pytest.mark.skipif(not (fastai_path('data')/'cifar10').is_dir(), reason=f"CIFAR-10 is not installed in {fastai_path('data')}")
 def test_cifar10_itself():
     t = recipes['cifar10'](epochs=5, n_train=1000)
     assert repr(t) == 'Training: 5 epochs, 1000 images, 10000 for validation, 10 classes' and t.learn.dls.train.bs == 128
     x, y = t.learn.dls.one_batch()
     assert x.shape == (128, 3, 32, 32) and t.learn.model.eval().to(x.device)(x[:2]).shape == (2, 10)
+    for kw, pad in ((dict(), 4), (dict(pad=2), 2)):
+        assert [o.pad for o in recipes['cifar10'](n_train=100, n_valid=50, **kw).learn.dls.train.after_batch.fs if type(o).__name__ == 'CropBatch'] == [pad]
 
 
 def test_load_data():
@@ -231,6 +276,35 @@ def test_bad_numbers_are_named():
     with pytest.raises(ValueError, match="`precision` must be 'bf16', 'fp16' or None, but is 'half'"): cifar10(dls=dls, net='lenet5', precision='half')
     with pytest.raises(ValueError, match='no poor baseline for mnist'): poor_baseline('mnist')
     with pytest.raises(TypeError, match='momentum'): cifar10(dls=dls, net='lenet5', momentum=.9)
+
+
+@pytest.mark.parametrize('make', [cifar10, modern])
+def test_precision_and_memory_format(make):
+    "Callbacks of fastai do the work; without the arguments there are none"
+    def cbs(**kwargs):
+        t = make(dls=tiny(channels=3), net='small_cnn', epochs=1, **kwargs)
+        return t, {type(o).__name__: o for o in t.learn.cbs}
+    t, plain = cbs()
+    assert not {'MixedPrecision', 'ChannelsLast'} & set(plain)
+    for precision in ('bf16', 'fp16'):
+        _, found = cbs(precision=precision)
+        assert set(found) - set(plain) == {'MixedPrecision'} and found['MixedPrecision'].amp_mode.value == precision
+    t, found = cbs(channels_last=True)
+    assert set(found) - set(plain) == {'ChannelsLast'}
+    trained(t)
+    conv = next(m for m in t.learn.model.modules() if isinstance(m, nn.Conv2d) and m.weight.shape[1] > 1)
+    assert conv.weight.is_contiguous(memory_format=torch.channels_last) and not conv.weight.is_contiguous()
+
+
+@pytest.mark.parametrize('precision', ['half', 'float16', 'FP16', '', True, 16])
+def test_bad_precision_is_named(precision):
+    "Before anything is set"
+    learn = Learner(tiny(), network('lenet5', 4))
+    n = len(learn.cbs)
+    with pytest.raises(ValueError, match=f"`precision` must be 'bf16', 'fp16' or None, but is {precision!r}"): on_gpu(learn, precision, channels_last=True)
+    assert len(learn.cbs) == n
+    for make in (mnist, modern):
+        with pytest.raises(ValueError, match="`precision` must be"): make(dls=tiny(), net='lenet5', precision=precision)
 
 
 def test_top_5():

@@ -1,36 +1,70 @@
-"A script in two processes on the CPU, for the tests of distributed training."
+"Scripts and commands in two real processes on the CPU, over Gloo, for the tests of distributed training"
 import os, subprocess, sys, textwrap
 from pathlib import Path
 
-start = '''
+import pytest
+
+here = Path(__file__).resolve().parent
+env = {**os.environ, 'PYTHONPATH': f'{here.parent}{os.pathsep}{here}', 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'ACCELERATE_USE_CPU': '1', 'PYTHONWARNINGS': 'ignore'}
+torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
+accelerate = ['-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
+              '--dynamo_backend', 'no', '--main_process_port', '0']
+header = '''
 import warnings; warnings.simplefilter('ignore')
-import os, random, torch, torch.distributed as dist
+import json, os, random, signal, sys, time, torch, torch.distributed as dist
 torch.set_num_threads(1)
-from torch import nn
-from torch.nn.parallel import DistributedDataParallel as DDP
+from pathlib import Path
 from fastai.vision.all import *
-from fastai.distributed import *
+from fastai.distributed import DistributedDL, teardown_distrib
 from focusnet_fastai.data import digits_dls
-def to_gloo(self, t, rank):  # fastai's moves to CUDA, which only nccl needs
-    t = torch.tensor(t); dist.broadcast(t, rank); return t.tolist()
-DistributedDL._broadcast = to_gloo
-def same_in_both(model):
-    w = torch.cat([p.detach().flatten() for p in model.parameters()])
-    both = [torch.empty_like(w) for _ in range(2)]
-    dist.all_gather(both, w)
-    return torch.equal(*both)
+from focusnet_fastai.distributed import *
+from focusnet_fastai.focusnet import FocusNetCallback
+from focusnet_fastai.methods.views import CSKD
+from focusnet_fastai.models import lenet5
+from focusnet_fastai.terms import Baseline, FrozenNetwork, plain_network
+from torch.nn.parallel import DistributedDataParallel as DDP
+folder,rank = Path(sys.argv[1]),rank_distrib()
+def same_in_both(o):
+    "Is a network, or a tensor, the same in both processes?"
+    if isinstance(o, nn.Module): o = torch.cat([p.detach().float().flatten() for p in o.parameters()])
+    a,b = gathered(o.detach().flatten())
+    return torch.equal(a, b)
 '''
-end = '''
+footer = '''
 distrib_barrier(); teardown_distrib()
 '''
 
 
-def in_two_processes(folder, code):
-    "Run `code` with torchrun, and give what it printed in lines that begin with OK"
-    script, here = folder/'ddp.py', Path(__file__).resolve().parent
-    script.write_text(start + textwrap.dedent(code) + end)
-    env = {**os.environ, 'PYTHONPATH': f'{here.parent}{os.pathsep}{here}', 'OMP_NUM_THREADS': '1', 'ACCELERATE_USE_CPU': '1', 'CUDA_VISIBLE_DEVICES': ''}
-    out = subprocess.run([sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2', str(script)],
-                         capture_output=True, text=True, timeout=300, env=env, cwd=folder)
-    assert out.returncode == 0, out.stderr[-3000:]
-    return [o[3:] for o in out.stdout.splitlines() if o.startswith('OK ')]
+def started(folder, body, how=torchrun, **kwargs):
+    "Two processes that run `body`"
+    pytest.importorskip('accelerate')
+    script = folder/'job.py'
+    script.write_text(header + textwrap.dedent(body) + footer)
+    return subprocess.Popen([sys.executable, *how, str(script), str(folder)], text=True, env=env, cwd=folder, **kwargs)
+
+
+def ended(job, timeout=240):
+    "Exit code, standard output and error; afterwards no process is left"
+    try: out, err = job.communicate(timeout=timeout)
+    except subprocess.TimeoutExpired:
+        job.terminate()  # the launcher ends its processes
+        out, err = job.communicate(timeout=60)
+        pytest.fail(f'The job hung.\n{out[-2000:]}\n{err[-4000:]}')
+    return job.returncode, out, err
+
+
+def launch(folder, body, how=torchrun, timeout=240): return ended(started(folder, body, how, stdout=subprocess.PIPE, stderr=subprocess.PIPE), timeout)
+
+
+def in_two_processes(folder, body):
+    "What `body` printed in lines that begin with OK"
+    code, out, err = launch(folder, body)
+    assert code == 0, err[-3000:]
+    return [o[3:] for o in out.splitlines() if o.startswith('OK ')]
+
+
+def command(folder, name, *args):
+    "Run a command of this package in two processes"
+    pytest.importorskip('accelerate')
+    return ended(subprocess.Popen([sys.executable, *torchrun, '--no-python', str(Path(sys.executable).parent/name), *args],
+                                  text=True, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE))

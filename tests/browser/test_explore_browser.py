@@ -6,11 +6,7 @@ from pathlib import Path
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
-sync_api = pytest.importorskip('playwright.sync_api', reason="playwright is not installed: pip install -e '.[dev]'")
 root = Path(__file__).resolve().parents[2]
-chromium = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
-flags = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-background-networking '
-         '--disable-component-update --disable-sync').split()
 cells = dict(imports='from fastai.vision.all import *\nfrom focusnet_fastai.all import *',
              train='base,learn = digit_learners(n_train=120, n_epoch=4)',
              explore='ex = explore(learn, base)\nex',
@@ -59,23 +55,6 @@ def address(tmp, server, seconds=60):
             except (ValueError, OSError): pass
         time.sleep(.1)
     raise AssertionError(f"JupyterLab did not start:\n{(tmp/'log').read_text()[-3000:]}")
-
-
-@pytest.fixture
-def page(tmp_path):
-    "A page in a fresh browser, and the errors of its console"
-    if chromium is None: pytest.skip("There is no Chromium: run `make test-browser` as root on a machine with apt, or install Chromium and "
-                                     "run `python -m pytest tests/browser`")
-    with sync_api.sync_playwright() as p:
-        browser = p.chromium.launch_persistent_context(str(tmp_path/'profile'), executable_path=chromium, headless=True, args=flags,
-                                                       viewport={'width': 1280, 'height': 1100})
-        browser.set_default_timeout(90_000)
-        page = browser.pages[0]
-        page.errors = []
-        page.on('console', lambda m: page.errors.append(f'{m.text} ({m.location.get("url")})') if m.type == 'error' else None)
-        page.on('pageerror', lambda e: page.errors.append(str(e)))
-        yield page
-        browser.close()
 
 
 digest = '''async () => {
