@@ -33,6 +33,22 @@ print('OK', learn.arch is resnet18, FocusNetCallback, hasattr(Learner, 'refocus'
     assert 'BAD []' in out.stdout and 'OK True' in out.stdout
 
 
+def test_star_import_hides_nothing():
+    "Only names of ours come, and none that Python, PyTorch, NumPy, pandas or Matplotlib uses"
+    out = python('''
+import builtins, torch, torch.nn as nn, torch.nn.functional as F, numpy, pandas, matplotlib.pyplot as plt, torchvision.transforms.functional as TF, sklearn.metrics as M
+import focusnet_fastai.all as ours
+names = {}
+exec('from focusnet_fastai.all import *', names)
+names = [n for n in names if not n.startswith('__')]
+print('BAD', [n for n in names for o in (builtins, torch, nn, F, numpy, pandas, plt, TF, M) if hasattr(o, n)])
+print('OTHERS', [n for n in names if not getattr(getattr(ours, n), '__module__', 'focusnet_fastai').startswith('focusnet_fastai')])
+print('N', len(names))
+''')
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert 'BAD []' in out.stdout and 'OTHERS []' in out.stdout and int(out.stdout.split()[-1]) > 40
+
+
 def test_imports_from_an_uninstalled_checkout(tmp_path):
     "On PYTHONPATH alone; without metadata the version falls back"
     import shutil
