@@ -101,6 +101,25 @@ def test_every_notebook_names_its_module():
         assert m and (root/'focusnet_fastai'/(m[1].replace('.', '/') + '.py')).exists(), nb
 
 
+def test_imports_only_point_downwards():
+    "Each page imports from earlier pages alone (those of the methods stand after 07), and the pure tensor rooms know nothing of fastai"
+    import ast
+    pages = [*sorted((root/'nbs').glob('0[0-7]*.ipynb')), *sorted((root/'nbs/methods').glob('*.ipynb')), *sorted((root/'nbs').glob('0[89]*.ipynb')), *sorted((root/'nbs').glob('1*.ipynb'))]
+    rooms = [re.search(r'#\| default_exp ([\w.]+)', p.read_text(encoding='utf-8'))[1] for p in pages]
+    assert len(set(rooms)) == len(rooms) and {'loss', 'cam', 'cli', 'methods.distil'} <= set(rooms)
+    for i, room in enumerate(rooms):
+        tree = ast.parse((root/'focusnet_fastai'/(room.replace('.', '/') + '.py')).read_text(encoding='utf-8'))
+        for o in ast.walk(tree):
+            if isinstance(o, ast.Import): names = [a.name for a in o.names]
+            elif isinstance(o, ast.ImportFrom):
+                up = room.split('.')[:-1][:1-o.level or None] if o.level else []
+                names = ['.'.join(['focusnet_fastai', *up, o.module]) if o.level else o.module]
+            else: continue
+            for name in names:
+                if room in ('loss', 'cam'): assert not name.startswith(('fastai', 'fastcore', 'focusnet_fastai')), (room, name)
+                if name.startswith('focusnet_fastai.'): assert name.removeprefix('focusnet_fastai.') in rooms[:i], f'{room} imports {name}'
+
+
 def test_tutorials_are_skipped_by_the_lessons():
     for nb in (root/'nbs/tutorials').glob('*.ipynb'): assert 'skip_exec: true' in nb.read_text(encoding='utf-8'), nb
 
