@@ -10,6 +10,7 @@ __all__ = ['RunError', 'write_file', 'write_json', 'read_json', 'locked', 'train
 import contextlib, csv, io, json, os, platform, random
 from fastai.vision.all import *
 from .distributed import averaged, by_first, gathered, plain_loader
+from .files import write_whole
 from .terms import LossTerms, plain_network
 
 # %% ../nbs/10b_checkpoint.ipynb #run-error
@@ -26,16 +27,8 @@ def write_file(
     data:bytes|str
 ):
     "Replace the file `path` as a whole, or leave it as it is"
-    temp = path.with_name(path.name+'.tmp')
-    try:
-        with open(temp, 'wb') as f:
-            f.write(data.encode() if isinstance(data, str) else data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temp, path)
-    except OSError as e:
-        with contextlib.suppress(OSError): temp.unlink(missing_ok=True)
-        raise RunError(f"Cannot write {path}: {e.strerror or e}. What was saved before is kept: the same call continues from there") from e
+    try: write_whole(path, data)
+    except OSError as e: raise RunError(f"Cannot write {path}: {e.strerror or e}. What was saved before is kept: the same call continues from there") from e
 
 def write_json(path:Path, o): write_file(path, json.dumps(o, indent=1)+'\n')
 def read_json(path:Path): return json.loads(Path(path).read_text())

@@ -11,15 +11,12 @@ import matplotlib.pyplot as plt, pandas as pd
 from scipy.stats import t as student_t
 from fastai.vision.all import *
 from .data import digits_dls
+from .examples import _NoValidation
 from .focusnet import FocusNetCallback, Comparison
 from .loss import multi_warm_label
 from .models import lenet5
 
 # %% ../nbs/09_demo.ipynb #train-lenet
-class _NoValidation(Callback):
-    "Spare the validation after every epoch; nothing is selected by it"
-    def before_validate(self): raise CancelValidException()
-
 def train_lenet(
     dls, # digits
     n_epoch:int, # epochs

@@ -6,6 +6,7 @@
 __all__ = ['overlay']
 
 # %% ../nbs/05d_drawing.ipynb #imports
+from functools import partial
 import io, textwrap
 import matplotlib as mpl, matplotlib.style, numpy as np
 from matplotlib.figure import Figure
@@ -25,14 +26,18 @@ class _Figure(Figure):
 def _style(): return mpl.style.context(['default', {'text.color':_ink, 'axes.edgecolor':_ink, 'hatch.linewidth':0.7}])
 
 class _Page:
-    "A figure whose parts are placed in inches from its upper left corner"
-    def __init__(self, width, height, figsize=None):
-        self.w,self.h = width,height
-        self.fig = _Figure(figsize=figsize or (width,height), facecolor='white')
-        self.zoom = min(self.fig.get_figwidth()/width, self.fig.get_figheight()/height)
+    "A figure, or given axes, whose parts are placed in inches from the upper left corner"
+    def __init__(self, width, height, figsize=None, ax=None):
+        self.w,self.h,self.ax = width,height,ax
+        self.fig = _Figure(figsize=figsize or (width,height), facecolor='white') if ax is None else ax.figure
+        box = self.fig.bbox if ax is None else ax.get_window_extent()
+        self.zoom = min(box.width/width, box.height/height)/self.fig.dpi
+        if ax is not None: ax.axis('off')
     def pt(self, size): return size*self.zoom # points for a text that would have `size` at the natural size of the page
-    def axes(self, x, y, w, h): return self.fig.add_axes([x/self.w, 1-(y+h)/self.h, w/self.w, h/self.h])
-    def text(self, x, y, s, size=8.5, **kw): return self.fig.text(x/self.w, 1-y/self.h, s, fontsize=self.pt(size), **kw)
+    def axes(self, x, y, w, h): return (self.ax.inset_axes if self.ax else self.fig.add_axes)([x/self.w, 1-(y+h)/self.h, w/self.w, h/self.h])
+    def text(self, x, y, s, size=8.5, **kw):
+        write = partial(self.ax.text, transform=self.ax.transAxes) if self.ax else self.fig.text
+        return write(x/self.w, 1-y/self.h, s, fontsize=self.pt(size), **kw)
 
 # %% ../nbs/05d_drawing.ipynb #overlay
 def overlay(

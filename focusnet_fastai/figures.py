@@ -113,7 +113,8 @@ def show_confusion(
     scale:str='scene', # colours comparable within a 'scene', or each 'map' for itself
     method=None, # 'cam', 'gradcam', or None: exact class maps if the network has them
     alpha:float=0.65, # strength of the maps over the image
-    figsize:tuple=None # in inches; default: fits the content
+    figsize:tuple=None, # in inches; default: fits the content
+    ax=None # axes in whose place to draw, instead of a new figure
 )->Figure:
     "Class maps, logits and multi-warm label of some images (Figure 2)"
     if scale not in ('scene', 'map'): raise ValueError(f"`scale` must be 'scene' or 'map', not {scale!r}")
@@ -123,7 +124,7 @@ def show_confusion(
     scenes,ratio = _scenes(view, s, rule, max_classes, scale),s.images.shape[1]/s.images.shape[2]
     high = .25 + max(cell*ratio+1.47+max(_name_rows(o, vocab, cell) for o in scenes), 1.6*ratio+.85)
     with _style():
-        page = _Page(2.85+cell*len(scenes[0].classes), .1+high*len(scenes)+.4, figsize)
+        page = _Page(2.85+cell*len(scenes[0].classes), .1+high*len(scenes)+.4, figsize, ax)
         for i,o in enumerate(scenes): _draw_scene(page, .1+i*high, o, f"Scene {chr(65+i) if i<26 else i+1}", vocab, cell, alpha)
         page.text(.1, page.h-.38, textwrap.fill(_page_note(view.name, scale, rule), int(page.w*14.5)), size=8, va='top')
     return page.fig
@@ -220,7 +221,8 @@ def show_focus(
     max_classes:int=10, # how many classes are shown
     method=None, # 'cam', 'gradcam', or None: exact class maps if both networks have them
     alpha:float=0.65, # strength of the maps over the image
-    figsize:tuple=None # in inches; default: fits the content
+    figsize:tuple=None, # in inches; default: fits the content
+    ax=None # axes in whose place to draw, instead of a new figure
 )->Figure:
     "Probabilities of both networks, and their maps of the baseline's wrong class and of the true one (Figure 1 b, c)"
     s = read_scenes(learn, items, dl, targets)
@@ -234,7 +236,7 @@ def show_focus(
     left,small = 2.1+max(_inches(t, 8) for t in texts),_map_width(high, s.images.shape[1:])
     step = high+.8+.15*(len(vocab)>len(pairs[0].classes))
     with _style():
-        page = _Page(left+2*(1.68+small)+.3+.7, step*len(pairs)+.45, figsize)
+        page = _Page(left+2*(1.68+small)+.3+.7, step*len(pairs)+.45, figsize, ax)
         for i,o in enumerate(pairs): _draw_pair(page, .1+i*step, o, names, vocab, left, high, alpha)
         note = (f"{views[0].name} of the baseline's wrong class, or of its strongest other class where it is right (green, dashed; italics), and of the true class "
                 "(red, solid; bold). The four maps of an image share one colour scale.")

@@ -11,16 +11,17 @@ import contextlib, io, json, os, shutil, tempfile, warnings
 from fastai.vision.all import *
 from .folder import folder_dls
 from .experiment import environment
+from .files import write_whole
 from .focusnet import Comparison, FocusNetCallback
 from .photonet import default_rate, fit_photos, photo_learner, read_network
-from .report import network_name, report_html, write_whole
+from .report import network_name, report_html
 from .terms import Baseline, class_names, plain_network
 from .verdict import accuracy_sentence, heading, split_sentence
 
 # %% ../nbs/11e_photo_training.ipynb #save-learner
 def _export(learn, path):
     "`Learner.export` whose file appears whole or not at all"
-    part = path.resolve().with_name(path.name+'.part')
+    part = path.resolve().with_name(path.name+'.tmp')
     try:
         learn.export(part)
         os.replace(part, path)

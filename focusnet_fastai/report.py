@@ -4,16 +4,17 @@
 
 # %% auto #0
 __all__ = ['data_uri', 'thumbnail', 'html_table', 'surest', 'file_name', 'image_card', 'image_sections', 'confusion',
-           'matrix_table', 'confused_pairs', 'confusion_section', 'maps_section', 'network_name', 'training_facts',
-           'training_section', 'loading_section', 'summary_section', 'report_html', 'write_whole']
+           'matrix_table', 'top_confusions', 'confusion_section', 'maps_section', 'network_name', 'training_facts',
+           'training_section', 'loading_section', 'summary_section', 'report_html']
 
 # %% ../nbs/11c_report.ipynb #imports
-import base64, contextlib, io, os
+import base64, io
 from fastcore import xml as h
 from PIL import Image
 from fastai.vision.all import *
 from .experiment import environment
 from .figures import fixed_images, read_scenes, show_focus
+from .files import write_whole
 from .focusnet import Comparison
 from .terms import Baseline, class_names, plain_network
 from .verdict import _count, _first_up, _the, accuracy_sentence, heading, probability_sentence, split_sentence
@@ -124,15 +125,13 @@ def matrix_table(
     return h.Figure(h.Figcaption(title), h.Table(heads, h.Tbody(*rows), cls='matrix'))
 
 # %% ../nbs/11c_report.ipynb #confused-pairs
-def confused_pairs(
+def top_confusions(
     c:Comparison,
     n:int=10 # how many, at most
 )->list: # tuples of true class, answer, and how often the baseline and the new network give it
     "The most frequent confusions of either network, the baseline's first"
-    before,after = [confusion(c.y, p, len(c.vocab)).fill_diagonal_(0) for p in (c.base_pred,c.pred)]
-    count,i = torch.maximum(before, after).flatten().sort(descending=True, stable=True)
-    top = [divmod(o.item(), len(c.vocab)) for o in i[count>0][:n]]
-    return sorted(((c.vocab[t], c.vocab[p], before[t,p].item(), after[t,p].item()) for t,p in top), key=lambda o: -o[2])
+    pairs = c.most_confused(2*len(c.y)).itertuples(index=False, name=None) # all pairs, the baseline's first
+    return sorted(sorted(pairs, key=lambda o: -max(o[2:]))[:n], key=lambda o: -o[2])
 
 # %% ../nbs/11c_report.ipynb #confusion-section
 def confusion_section(
@@ -141,7 +140,7 @@ def confusion_section(
 )->h.FT:
     "Which classes are confused, before and after"
     base,name = c.names
-    pairs,n = confused_pairs(c),len(c.vocab)
+    pairs,n = top_confusions(c),len(c.vocab)
     rows = [[t, p, b, f, f'{f-b:+d}'] for t,p,b,f in pairs]
     parts = [html_table(rows, ['true class', 'taken for', base, name, 'change'], (2,3,4)) if rows else h.P("Neither network makes a mistake.")]
     if n<=max_classes: parts.append(h.Div(*[matrix_table(confusion(c.y, p, n), c.vocab, o) for p,o in ((c.base_pred,base),(c.pred,name))], cls='matrices'))
@@ -267,24 +266,6 @@ def report_html(
     body = h.Body(h.P(title, cls='over'), h.H1(heading(c)), summary_section(c), *image_sections(learn, c, dl, n), maps_section(learn, base, c, dl, n_maps),
                   confusion_section(c), training_section(learn, base, settings), loading_section(export), h.Footer(f"Written on {time.strftime('%Y-%m-%d %H:%M')}."))
     return h.to_xml(h.Html(head, body, lang='en'), indent=False)
-
-# %% ../nbs/11c_report.ipynb #write-whole
-def write_whole(
-    path:str|Path,
-    data:bytes|str
-)->Path: # `path`
-    "Write a file, or leave the old one as it is"
-    path = Path(path)
-    temp = path.with_name(path.name+'.part')
-    try:
-        with open(temp, 'wb') as f:
-            f.write(data.encode() if isinstance(data, str) else data)
-            f.flush()
-            os.fsync(f.fileno())
-        os.replace(temp, path)
-    finally:
-        with contextlib.suppress(OSError): temp.unlink(missing_ok=True)
-    return path
 
 # %% ../nbs/11c_report.ipynb #report
 @patch

@@ -12,10 +12,10 @@ from fastai.vision.learner import create_head
 from focusnet_fastai.cam import class_maps, gradcam_maps
 from focusnet_fastai.data import InMemoryLoaders, digits_dls
 from focusnet_fastai.drawing import _green, _grey, _red, overlay
-from focusnet_fastai.examples import digit_learners, digit_net, digit_quality
+from focusnet_fastai.examples import digit_learners, digit_quality
 from focusnet_fastai.figures import *
 from focusnet_fastai.loss import focus_terms, multi_warm_label
-from focusnet_fastai.models import lenet5
+from focusnet_fastai.models import lenet5, small_cnn
 from focusnet_fastai.scenes import *
 from focusnet_fastai.scenes import _item_list
 from focusnet_fastai.plots import difficulty_curve, plot_baseline_quality, plot_difficulty
@@ -59,7 +59,7 @@ class Many(nn.Module):
     "100 classes, of which 12 are warm whatever the image"
     def __init__(self):
         super().__init__()
-        self.net = digit_net(100)
+        self.net = small_cnn(100, n_in=1)
         nn.init.zeros_(self.net[-1].weight)
         with torch.no_grad(): self.net[-1].bias.copy_(torch.cat([torch.arange(12)*.1+.1, -torch.arange(88)*.1-.1]))
     def forward(self, x): return self.net(x)
@@ -408,7 +408,7 @@ def test_many_classes():
 @pytest.fixture(scope='module')
 def other_heads(base):
     set_seed(0)
-    head = nn.Sequential(*base.model[:3], create_head(64, 10))
+    head = nn.Sequential(*base.model[:9], create_head(64, 10))
     return {'LeNet-5': Learner(base.dls, lenet5(10)), "fastai's head": Learner(base.dls, head)}
 
 
@@ -474,6 +474,22 @@ def test_on_given_axes():
     a, b = fig.subplots(1, 2)
     assert plot_difficulty(ax=a) is fig and plot_baseline_quality(pd.DataFrame(dict(epochs=[1, 2], focusnet=[.5, .6])), full=.5, ax=b) is fig
     assert a.lines and b.lines
+
+
+def test_pages_on_given_axes(base, learn):
+    "Figures 1 and 2 in the place of axes: the same images, bars and words as in a figure of their own, and the neighbour is left alone"
+    for draw in (lambda **k: base.show_confusion([3], **k), lambda **k: learn.show_focus(base, [3], **k), lambda **k: learn.show_fixed(base, 1, **k)):
+        own, fig = draw(), Figure(figsize=(12, 4))
+        a, b = fig.subplots(1, 2)
+        assert draw(ax=a) is fig and not b.child_axes and b.axison and not a.axison
+        assert [t.get_text() for t in a.texts]==shown_text(own) and len(a.child_axes)==len(own.axes)
+        for x, y in zip(a.child_axes, own.axes):
+            assert bars(x)==bars(y) and all(np.array_equal(i.get_array(), j.get_array()) for i, j in zip(x.images, y.images, strict=True))
+        fig.canvas.draw_idle()
+        outer = a.get_window_extent()
+        for o in a.child_axes:
+            box = o.get_window_extent()
+            assert outer.x0-1<=box.x0 and box.x1<=outer.x1+1 and outer.y0-1<=box.y0 and box.y1<=outer.y1+1
 
 
 def test_pyplot_knows_nothing(base):

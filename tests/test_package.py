@@ -33,6 +33,22 @@ print('OK', learn.arch is resnet18, FocusNetCallback, hasattr(Learner, 'refocus'
     assert 'BAD []' in out.stdout and 'OK True' in out.stdout
 
 
+def test_star_import_hides_nothing():
+    "Only names of ours come, and none that Python, PyTorch, NumPy, pandas or Matplotlib uses"
+    out = python('''
+import builtins, torch, torch.nn as nn, torch.nn.functional as F, numpy, pandas, matplotlib.pyplot as plt, torchvision.transforms.functional as TF, sklearn.metrics as M
+import focusnet_fastai.all as ours
+names = {}
+exec('from focusnet_fastai.all import *', names)
+names = [n for n in names if not n.startswith('__')]
+print('BAD', [n for n in names for o in (builtins, torch, nn, F, numpy, pandas, plt, TF, M) if hasattr(o, n)])
+print('OTHERS', [n for n in names if not getattr(getattr(ours, n), '__module__', 'focusnet_fastai').startswith('focusnet_fastai')])
+print('N', len(names))
+''')
+    assert out.returncode == 0, out.stderr[-2000:]
+    assert 'BAD []' in out.stdout and 'OTHERS []' in out.stdout and int(out.stdout.split()[-1]) > 40
+
+
 def test_imports_from_an_uninstalled_checkout(tmp_path):
     "On PYTHONPATH alone; without metadata the version falls back"
     import shutil
@@ -103,6 +119,25 @@ def test_every_notebook_names_its_module():
     for nb in sorted((root/'nbs').glob('[0-9]*.ipynb')):
         m = re.search(r'#\| default_exp ([\w.]+)', nb.read_text(encoding='utf-8'))
         assert m and (root/'focusnet_fastai'/(m[1].replace('.', '/') + '.py')).exists(), nb
+
+
+def test_imports_only_point_downwards():
+    "Each page imports from earlier pages alone (those of the methods stand after 07), and the pure tensor rooms know nothing of fastai"
+    import ast
+    pages = [*sorted((root/'nbs').glob('0[0-7]*.ipynb')), *sorted((root/'nbs/methods').glob('*.ipynb')), *sorted((root/'nbs').glob('0[89]*.ipynb')), *sorted((root/'nbs').glob('1*.ipynb'))]
+    rooms = [re.search(r'#\| default_exp ([\w.]+)', p.read_text(encoding='utf-8'))[1] for p in pages]
+    assert len(set(rooms)) == len(rooms) and {'loss', 'cam', 'cli', 'methods.distil'} <= set(rooms)
+    for i, room in enumerate(rooms):
+        tree = ast.parse((root/'focusnet_fastai'/(room.replace('.', '/') + '.py')).read_text(encoding='utf-8'))
+        for o in ast.walk(tree):
+            if isinstance(o, ast.Import): names = [a.name for a in o.names]
+            elif isinstance(o, ast.ImportFrom):
+                up = room.split('.')[:-1][:1-o.level or None] if o.level else []
+                names = ['.'.join(['focusnet_fastai', *up, o.module]) if o.level else o.module]
+            else: continue
+            for name in names:
+                if room in ('loss', 'cam'): assert not name.startswith(('fastai', 'fastcore', 'focusnet_fastai')), (room, name)
+                if name.startswith('focusnet_fastai.'): assert name.removeprefix('focusnet_fastai.') in rooms[:i], f'{room} imports {name}'
 
 
 def test_tutorials_are_skipped_by_the_lessons():

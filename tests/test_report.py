@@ -4,11 +4,12 @@ from html.parser import HTMLParser
 import pytest, torch
 from fastai.vision.all import Learner, set_seed
 from focusnet_fastai.data import InMemoryLoaders, digits_dls
+from focusnet_fastai.files import write_whole
 from focusnet_fastai.folder import folder_dls
 from focusnet_fastai.figures import digit_learners
 from focusnet_fastai.focusnet import Comparison
 from focusnet_fastai.photonet import digit_photos, photo_learner
-from focusnet_fastai.report import confused_pairs, report_html, write_whole
+from focusnet_fastai.report import report_html, top_confusions
 from focusnet_fastai.verdict import heading, probability_sentence, split_sentence
 
 
@@ -51,7 +52,7 @@ def test_the_page_has_the_numbers(pair, html):
         for v in (f'{c.df.accuracy[name]:.2%}', f'{c.df.nll[name]:.4f}', f'{c.df.ece[name]:.4f}'): assert v in p.text, v
     assert f'Fixed: {len(c.fixed)}. Broken: {len(c.broken)}. Exact McNemar test: p = {c.p:.3g}.' in p.text
     assert f'Fixed: {len(c.fixed)} image' in p.text and f'Broken: {len(c.broken)} image' in p.text
-    for t, k, before, after in confused_pairs(c): assert before == int(((c.y == int(t)) & (c.base_pred == int(k))).sum())
+    for t, k, before, after in top_confusions(c): assert before == int(((c.y == int(t)) & (c.base_pred == int(k))).sum())
     for word in ('Seed', '5 of <each>', 'Sequential', '100 for training, 797 for validation', '32 x 32 pixels', 'torch', "load_learner('focusnet.pkl')", 'cpu:'):
         assert word in p.text, word
     assert p.tags.count('table') >= 5 and html.count('class="matrix"') == 2
@@ -133,6 +134,6 @@ def test_the_file_is_replaced_as_a_whole(pair, tmp_path):
     page = path.read_text(encoding='utf-8')
     assert page.startswith('<!doctype html') or page.startswith('<!DOCTYPE')
     with pytest.raises(OSError): write_whole(tmp_path/'nowhere'/'report.html', 'x')
-    (tmp_path/'report.html.part').mkdir()  # the page cannot be written beside the old one
+    (tmp_path/'report.html.tmp').mkdir()  # the page cannot be written beside the old one
     with pytest.raises(OSError): learn.report(base, path, n=1, n_maps=1)
     assert path.read_text(encoding='utf-8') == page
