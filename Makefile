@@ -11,7 +11,7 @@ help:
 	@echo "make demo            set up, then train a baseline and a FocusNet on handwritten digits"
 	@echo "make test            set up, then run all checks, lessons and tests"
 	@echo "make test-browser    the explorer in JupyterLab and Chromium, which is installed where apt can"
-	@echo "make test-tutorials  run the tutorials whole (slow)"
+	@echo "make test-tutorials  run the tutorials whole (slow; on a CPU with FOCUSNET_EPOCHS=3 FOCUSNET_PER_BREED=100)"
 	@echo "make lab             JupyterLab in the project's environment"
 	@echo "make export          notebooks -> modules, and clean the notebooks"
 	@echo "make readme          nbs/index.ipynb -> README.md"

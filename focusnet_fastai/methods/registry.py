@@ -27,6 +27,8 @@ def plain_training(learn:Learner)->tuple: # the learner, no callback
 
 methods = dict(
     baseline=plain_training, focusnet=FocusNetCallback,
+    focusnet_released=partial(FocusNetCallback, rule='released', label_smoothing=0.1), # as in the authors' code
+    focusnet_few=partial(FocusNetCallback, rule='released', alpha=0.5), # for few classes, see the measured results
     label_smoothing=LabelSmoothing, focal=Focal, confidence_penalty=ConfidencePenalty,
     kd=KD, de_reverse_kd=partial(KD, alpha=1.), tf_kd=TfKD, tf_kd_reg=TfKDReg,
     cs_kd=CSKD, ddgsd=DDGSD, sla_sd=SLA, dropmax=DropMax,
