@@ -29,7 +29,7 @@ def recipe(method): return staged if method in STAGES else small
 
 
 TERMS = dict(
-    baseline='', focusnet='cls attention entropy', label_smoothing='cls', focal='focal', confidence_penalty='cls entropy', kd='cls kd', de_reverse_kd='cls kd',
+    baseline='', **dict.fromkeys(['focusnet', 'focusnet_released', 'focusnet_few'], 'cls attention entropy'), label_smoothing='cls', focal='focal', confidence_penalty='cls entropy', kd='cls kd', de_reverse_kd='cls kd',
     tf_kd='cls kd', tf_kd_reg='cls virtual', cs_kd='cls kd', ddgsd='cls_a cls_b kl mmd', sla_sd='joint cls kd', dropmax='cent kl aux neg_entropy',
     frskd='cls teacher kd feature', frskd_f='cls teacher kd', focus_frskd='cls attention entropy teacher feature', byot='cls shallow kd feature', one='cls branches ensemble kd')
 
@@ -55,7 +55,7 @@ def without_costs(res): return {k: v for k, v in res.items() if k not in ('secon
 
 def test_all_methods_are_here():
     "And those that need a baseline"
-    assert set(TERMS) == set(methods) and {m for m in methods if needs_baseline(find_method(m))} == {'focusnet', 'kd', 'de_reverse_kd', 'tf_kd'}
+    assert set(TERMS) == set(methods) and {m for m in methods if needs_baseline(find_method(m))} == {'focusnet', 'focusnet_released', 'focusnet_few', 'kd', 'de_reverse_kd', 'tf_kd'}
 
 
 @pytest.mark.parametrize('method', methods)
