@@ -10,7 +10,7 @@ import argparse, statistics, sys, time
 import torch
 from torchvision.models import resnet18
 from torchcam.methods import CAM
-from focusnet_fastai.cam import class_maps
+from focusnet_fastai.see.cam import class_maps
 
 def args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)

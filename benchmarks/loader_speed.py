@@ -40,7 +40,7 @@ def main():
     a = args()
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:a.cores])  # the workers inherit it
     import torch
-    from focusnet_fastai.datasets import cifar10_dls
+    from focusnet_fastai.data.small import cifar10_dls
     torch.set_num_threads(a.threads)
     held, plain = cifar10_dls(bs=a.bs, device='cpu').train, plain_dls(a.bs, a.cores).train
     x, y = held.one_batch(), plain.one_batch()

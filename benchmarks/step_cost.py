@@ -36,7 +36,8 @@ def main():
     a = args()
     import torch, pandas as pd
     from fastai.vision.all import Callback, CancelValidException, Learner, SGD, resnet18, set_seed
-    from focusnet_fastai.data import InMemoryLoaders, digits_dls
+    from focusnet_fastai.data.memory import InMemoryLoaders
+    from focusnet_fastai.data.digits import digits_dls
     from focusnet_fastai.methods.registry import apply_method, methods, needs_baseline
     from focusnet_fastai.methods.stages import training_complexity
     from focusnet_fastai.methods.wrap import WrappedNetwork

@@ -86,7 +86,7 @@ def command(name, method, settings, base):
 
 def run_study(name, root=here, small=None, copy=None):
     "All rows of a study, seed after seed; `small` settings replace those of the rows"
-    from focusnet_fastai.experiment import run_seeds
+    from focusnet_fastai.lab.runs import run_seeds
     recipe, seeds, rows = studies[name]
     for seed in [seeds[0]] if small else seeds:
         for method, settings, base in rows:
@@ -106,8 +106,8 @@ def keep(src, dst):
 def timing(name):
     "Seconds an epoch of the finished runs, and the share that an epoch of the loaders alone takes"
     import pandas as pd
-    from focusnet_fastai.experiment import get_recipe
-    from focusnet_fastai.tables import results
+    from focusnet_fastai.lab.runs import get_recipe
+    from focusnet_fastai.lab.paper import results
     df = results(here/folder(name))
     dl = get_recipe(studies[name][0])(**{k: v for k, v in studies[name][2][0][1].items()}).learn.dls.train
     for _ in range(2):
@@ -125,9 +125,10 @@ def warm_labels(name):
     "Sizes of the multi-warm label on the training images, for the trained baselines of a study"
     import pandas as pd
     from fastai.vision.all import noop
-    from focusnet_fastai.experiment import get_recipe, read_json
+    from focusnet_fastai.record import read_json
+    from focusnet_fastai.lab.runs import get_recipe
     from focusnet_fastai.loss import warm_summary
-    from focusnet_fastai.terms import load_weights
+    from focusnet_fastai.reference import load_weights
     rows = []
     for path in sorted((here/folder(name)).glob('*/config.json')):
         cfg = read_json(path)['config']

@@ -8,7 +8,7 @@ import pytest, torch
 torch.set_num_threads(1)
 
 from fastai.vision.all import Learner, accuracy, set_seed
-from focusnet_fastai.data import digits_dls
+from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.models import lenet5
 
 

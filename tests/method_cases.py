@@ -7,7 +7,7 @@ from focusnet_fastai.methods.regularise import ConfidencePenalty, CrossEntropy, 
 from focusnet_fastai.methods.distil import KD, TfKD, TfKDReg
 from focusnet_fastai.methods.views import CSKD, DDGSD, SLA
 from focusnet_fastai.methods.dropmax import DropMax, DropMaxNetwork
-from focusnet_fastai.methods.frskd import FRSKD, FRSKDF, FocusFRSKD
+from focusnet_fastai.methods.frskd import FocusFRSKD, FRSKD, FRSKDF
 from focusnet_fastai.methods.byot import BYOT
 from focusnet_fastai.methods.one import ONE
 from focusnet_fastai.models import lenet5, thin_resnet

@@ -8,10 +8,11 @@ warnings.filterwarnings('ignore')
 import torch
 torch.set_num_threads(1)
 from fastai.vision.all import *
-from focusnet_fastai.checkpoint import RunError
-from focusnet_fastai.data import CropBatch, FlipBatch, digits_dls, digits_stats
-from focusnet_fastai.experiment import run
-from focusnet_fastai.recipe import Training, one_cycle
+from focusnet_fastai.record import RunError
+from focusnet_fastai.data.memory import CropBatch, FlipBatch
+from focusnet_fastai.data.digits import digits_dls, digits_stats
+from focusnet_fastai.lab.runs import run
+from focusnet_fastai.lab.recipes import one_cycle, Training
 from focusnet_fastai.terms import LossTerms
 
 

@@ -4,8 +4,8 @@ import numpy as np, pytest, torch, torch.nn.functional as F
 from torch import nn
 from sklearn.datasets import load_digits
 from torchvision import models as tvm
-from focusnet_fastai.cam import *
-from focusnet_fastai.cam import _undisturbed
+from focusnet_fastai.see.cam import class_maps, contrast_maps, find_head, gradcam_maps, normalize_maps, upsample
+from focusnet_fastai.see.cam import undisturbed
 
 def conv(ni, nf, stride=1, inplace=True):
     return nn.Sequential(nn.Conv2d(ni, nf, 3, stride, 1), nn.BatchNorm2d(nf), nn.ReLU(inplace=inplace))
@@ -487,7 +487,7 @@ def test_normalize():
 def test_undisturbed_is_reentrant(digits):
     m = mixed(gap_net())
     before = snapshot(m)
-    with _undisturbed(m, digits[0]):
+    with undisturbed(m, digits[0]):
         class_maps(m, digits[0])
         assert not any(o.training for o in m.modules())
     assert_same(before, snapshot(m))

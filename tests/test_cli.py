@@ -3,9 +3,9 @@ import json, os, re, resource, shutil, signal, subprocess, sys, time
 from pathlib import Path
 import pytest, torch
 from fastai.vision.all import Learner, load_learner
-from focusnet_fastai.cli import focusnet_run, focusnet_table, focusnet_train
-from focusnet_fastai.photonet import digit_photos, photo_learner
-from focusnet_fastai.photo_training import GivenBaseline, result_files
+from focusnet_fastai.app.cli import focusnet_run, focusnet_table, focusnet_train
+from focusnet_fastai.app.photo_network import digit_photos, photo_learner
+from focusnet_fastai.app.photo_training import GivenBaseline, result_files
 
 bindir = Path(sys.executable).parent
 quick = ('--no-pretrained', '--size', '32', '--workers', '0')
@@ -80,7 +80,7 @@ def test_train_against_a_given_baseline(trained, photos, tmp_path):
     "Weights with their JSON file, and an exported learner; a second training into the same folder is refused"
     out, _ = trained
     lines = []
-    from focusnet_fastai.photo_training import train_photos
+    from focusnet_fastai.app.photo_training import train_photos
     learn, base = train_photos(photos, tmp_path/'a', baseline=out/'baseline.pth', epochs=1, pretrained=False, workers=0, log=lines.append)
     weights = torch.load(out/'baseline.pth', weights_only=True)
     assert all(torch.equal(v.cpu(), weights[k]) for k, v in base.model.state_dict().items())
@@ -95,7 +95,7 @@ def test_train_against_a_given_baseline(trained, photos, tmp_path):
 
 
 def test_a_seed_gives_the_same_weights(photos, tmp_path):
-    from focusnet_fastai.photo_training import train_photos
+    from focusnet_fastai.app.photo_training import train_photos
     two = digit_photos(tmp_path/'two', (3, 8), n=8)
     runs = [train_photos(two, tmp_path/f'{i}', epochs=1, size=32, seed=s, pretrained=False, workers=0, log=lambda o: None)[0] for i, s in enumerate((5, 5, 6))]
     a, b, c = [torch.cat([p.detach().flatten().cpu() for p in o.model.parameters()]) for o in runs]
@@ -137,7 +137,7 @@ def test_mistakes_end_with_a_sentence(trained, photos, tmp_path):
 
 def test_weights_that_cannot_be_fetched(photos, tmp_path, monkeypatch):
     "An empty cache, and a proxy that nobody listens on"
-    from focusnet_fastai.folder import folder_dls
+    from focusnet_fastai.data.folder import folder_dls
     old = torch.hub.get_dir()
     for o in ('http_proxy', 'https_proxy', 'HTTP_PROXY', 'HTTPS_PROXY'): monkeypatch.setenv(o, 'http://127.0.0.1:9')
     torch.hub.set_dir(tmp_path)
@@ -203,6 +203,6 @@ def test_run_and_table(tmp_path, capsys):
 def test_help_lists_recipes_and_methods():
     from fastcore.script import anno_parser
     from focusnet_fastai.methods.registry import methods
-    from focusnet_fastai.recipe import recipes
+    from focusnet_fastai.lab.recipes import recipes
     texts = [' '.join(anno_parser(f.__wrapped__).format_help().split()) for f in (focusnet_run, focusnet_train, focusnet_table)]
     assert ', '.join(recipes) in texts[0] and ', '.join(methods) in texts[0] and all('Examples' in o for o in texts)

@@ -15,9 +15,10 @@ from fastai.vision.all import (AffineCoordTfm, Categorize, CategoryBlock, Classi
                                TfmdDL, Transform, WeightedDL, accuracy, first, get_image_files, imagenet_stats, load_learner, parent_label, set_seed, tensor)
 from fastai.distributed import DistributedDL
 
-import focusnet_fastai.data as D
-from focusnet_fastai.data import (CropBatch, FlipBatch, ImageTensors, InMemoryDL, InMemoryLoaders, digits_dls, digits_split, digits_stats,
-                                  in_memory)
+import focusnet_fastai.data.memory as D
+from focusnet_fastai.data.memory import CropBatch, FlipBatch, ImageTensors, InMemoryDL, InMemoryLoaders
+from focusnet_fastai.data.convert import in_memory
+from focusnet_fastai.data.digits import digits_dls, digits_split, digits_stats
 
 ROOT = Path(__file__).resolve().parent.parent
 def itemwise(ds, **kwargs):

@@ -13,12 +13,13 @@ from fastai.data.external import fastai_cfg
 from fastai.vision.all import (Learner, Normalize, PILImage, Pipeline, TensorCategory, TensorImage, TensorImageBW, URLs, CrossEntropyLossFlat, cifar_stats,
                                fastai_path, first, get_image_files, imagenet_stats, load_learner, set_seed, tensor, untar_data)
 
-from focusnet_fastai import datasets, files, folder, photos as photo_sets
-from focusnet_fastai.data import CropBatch, FlipBatch, InMemoryLoaders
-from focusnet_fastai.datasets import *
-from focusnet_fastai.files import *
-from focusnet_fastai.folder import *
-from focusnet_fastai.photos import *
+from focusnet_fastai.data import archives, folder, photos as photo_sets, small
+from focusnet_fastai.data.memory import CropBatch, FlipBatch, InMemoryLoaders
+from focusnet_fastai.data.small import cifar100_dls, cifar10_classes, cifar10_dls, mnist_dls, tiny_imagenet_dls, tiny_imagenet_url
+from focusnet_fastai.data.archives import check_archive, class_files, read_pixels
+from focusnet_fastai.data.folder import folder_dls
+from focusnet_fastai.data.photos import (cub200_dls, imagenet_dls, imagenet_dogs_dls, imagewoof_breeds, imagewoof_dls, RandomOrCentreCrop, stanford_dogs_dls,
+    stanford_dogs_url)
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*Table 1 of the paper')
 ROOT = Path(__file__).resolve().parent.parent
@@ -360,8 +361,8 @@ def test_a_photo_that_is_no_image_is_named(woof):
 def test_cache(tmp_path, monkeypatch):
     "Decoded once; made anew when a file changes, comes or goes, or the kept file is damaged; not written when told not to"
     path = mini_cifar10(tmp_path/'cifar10')
-    read, real = [], files.read_pixels
-    monkeypatch.setattr(files, 'read_pixels', lambda *a, **k: read.append(a) or real(*a, **k))
+    read, real = [], archives.read_pixels
+    monkeypatch.setattr(archives, 'read_pixels', lambda *a, **k: read.append(a) or real(*a, **k))
     def images(**kw): read.clear(); dls = cifar10_dls(path=path, **kw); return dls.train_ds.x, len(read)
     x, n = images(cache=False)
     assert n == 30 and not list(path.glob('*.npz'))
@@ -744,4 +745,4 @@ def test_tiny_imagenet_real():
 
 
 def test_names_do_not_collide_with_fastai():
-    for room in (files, datasets, photo_sets, folder): assert not set(room.__all__) & set(dir(fv))
+    for room in (archives, small, photo_sets, folder): assert not set(room.__all__) & set(dir(fv))

@@ -6,8 +6,8 @@ from textwrap import dedent
 import pytest, torch
 from torch import nn
 from fastai.vision.all import Learner, num_distrib
-from focusnet_fastai.data import digits_dls
-from focusnet_fastai.distributed import _left_plain, alone, by_all, by_first, on_all_devices, split_batches
+from focusnet_fastai.data.digits import digits_dls
+from focusnet_fastai.lab.distributed import _left_plain, alone, by_all, by_first, on_all_devices, split_batches
 from two_processes import accelerate, command, env, launch, started
 
 
@@ -26,7 +26,7 @@ def test_nothing_is_patched_by_importing():
     code = '''
 import inspect
 pytest = None
-from focusnet_fastai import distributed, experiment
+from focusnet_fastai.lab import distributed, runs as experiment
 import sys; assert 'accelerate' not in sys.modules and 'fastai.distributed' not in sys.modules
 from fastai.distributed import DistributedDL
 old = DistributedDL._broadcast
@@ -197,8 +197,8 @@ report['by_all result'] = gathered(error(by_all, rank_distrib))
 report['averaged'] = averaged([1, 2.*rank, None])
 
 # one writer of the run folder
-from focusnet_fastai.checkpoint import RunError
-from focusnet_fastai.experiment import run
+from focusnet_fastai.record import RunError
+from focusnet_fastai.lab.runs import run
 opened = set()
 def hook(name, args):
     if name=='open' and isinstance(args[0], (str,os.PathLike)) and str(args[0]).startswith(str(folder/'runs')) and (args[2] or 0)&(os.O_WRONLY|os.O_RDWR|os.O_CREAT):
@@ -213,7 +213,7 @@ start = time.time()
 report['again'] = [run('digits', 'focusnet', 0, folder/'runs'/'focusnet-0', log=noop, epochs=2, n_train=200, bs=32)==res, time.time()-start<5]
 report['refused'] = gathered(error(lambda: run('digits', 'focusnet', 0, folder/'runs'/'focusnet-0', log=noop, epochs=3, n_train=200, bs=32)))
 report['indivisible'] = gathered(error(lambda: run('digits', 'baseline', 0, folder/'odd', log=noop, epochs=1, n_train=200, bs=33)))
-from focusnet_fastai.checkpoint import locked
+from focusnet_fastai.lab.checkpoint import locked
 lock = by_first(lambda: setattr(builtins, 'held', locked(folder/'busy')) or held.__enter__())
 report['busy'] = gathered(error(lambda: run('digits', 'baseline', 0, folder/'busy', log=noop, epochs=1, n_train=200)))
 if not rank: held.__exit__(None, None, None)
@@ -260,12 +260,13 @@ def test_two_processes(tmp_path):
 
 
 RUN = '''
-from focusnet_fastai.checkpoint import RunError, RunKeeper
-from focusnet_fastai.experiment import run
-from focusnet_fastai.recipe import digits
+from focusnet_fastai.record import RunError
+from focusnet_fastai.lab.checkpoint import RunKeeper
+from focusnet_fastai.lab.runs import run
+from focusnet_fastai.lab.recipes import digits
 def crops(epochs:int=5, bs:int=32):
     "Digits in random crops: what each process draws matters"
-    from focusnet_fastai.data import CropBatch, FlipBatch
+    from focusnet_fastai.data.memory import CropBatch, FlipBatch
     t = digits(200, 0, epochs=epochs, dls=digits_dls(n_train=200, bs=bs, batch_tfms=[CropBatch(pad=2), FlipBatch()]))
     return t
 def go(name, cbs=None, log=noop): return run(crops, 'focusnet', 0, folder/name/'focusnet', log=log)
@@ -336,7 +337,8 @@ def test_error_kill_and_resume(tmp_path):
 
 def test_other_number_of_processes(tmp_path):
     "A checkpoint of two processes is not continued by one"
-    from focusnet_fastai.checkpoint import RunError, RunKeeper
+    from focusnet_fastai.record import RunError
+    from focusnet_fastai.lab.checkpoint import RunKeeper
     torch.save(dict(names=[], rows=[[0]], train_seconds=0., peak=0, state={}, parts=[{}, {}]), tmp_path/'checkpoint.pth')
     with pytest.raises(RunError, match='begun with 2 processes, and now there are 1'): RunKeeper(tmp_path)
 
@@ -357,6 +359,6 @@ def test_focusnet_run_in_two_processes(tmp_path):
 
 def test_focusnet_train_is_for_one_process(tmp_path, monkeypatch):
     monkeypatch.setenv('WORLD_SIZE', '2')
-    from focusnet_fastai.cli import focusnet_train
+    from focusnet_fastai.app.cli import focusnet_train
     with pytest.raises(SystemExit, match='focusnet-train: Photos are trained in one process'): focusnet_train(str(tmp_path), out=str(tmp_path/'out'))
     assert not (tmp_path/'out').exists()

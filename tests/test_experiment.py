@@ -6,10 +6,12 @@ import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from fastai.vision.all import noop
 
-from focusnet_fastai.checkpoint import *
-from focusnet_fastai.experiment import *
-from focusnet_fastai.recipe import digits, poor_baseline
-from focusnet_fastai.tables import *
+from focusnet_fastai.record import read_json, RunError, write_json
+from focusnet_fastai.lab.checkpoint import peak_memory, RunKeeper
+from focusnet_fastai.record import commit
+from focusnet_fastai.lab.runs import config_hash, find_run, recipe_settings, run, run_config, run_seeds
+from focusnet_fastai.lab.recipes import digits, poor_baseline
+from focusnet_fastai.lab.paper import paper_tables, PaperTable, results, table
 
 ROOT = Path(__file__).resolve().parent.parent
 SETTINGS = dict(n_train=200, epochs=3)  # three batches of 64 an epoch

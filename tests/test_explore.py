@@ -5,10 +5,10 @@ from PIL import Image
 from torch import nn, tensor
 from fastai.vision.all import (ImageDataLoaders, Learner, Normalize, PILImage, get_image_files, imagenet_stats,
                                parent_label, set_seed)
-from focusnet_fastai.cam import class_maps, contrast_maps
-from focusnet_fastai.data import digits_dls
-from focusnet_fastai.examples import digit_learners
-from focusnet_fastai.explore import *
+from focusnet_fastai.see.cam import class_maps, contrast_maps
+from focusnet_fastai.data.digits import digits_dls
+from focusnet_fastai.see.examples import digit_learners
+from focusnet_fastai.see.explore import ConfusionExplorer, explore
 from focusnet_fastai.loss import multi_warm_label
 from focusnet_fastai.models import lenet5
 

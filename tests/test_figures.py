@@ -9,16 +9,18 @@ from torch import nn
 from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, IndexSplitter, Learner, Normalize, PILImageBW, Resize, TfmdDL, accuracy,
                                get_image_files, imagenet_stats, load_learner, parent_label, set_seed)
 from fastai.vision.learner import create_head
-from focusnet_fastai.cam import class_maps, gradcam_maps
-from focusnet_fastai.data import InMemoryLoaders, digits_dls
-from focusnet_fastai.drawing import _green, _grey, _red, overlay
-from focusnet_fastai.examples import digit_learners, digit_quality
-from focusnet_fastai.figures import *
+from focusnet_fastai.see.cam import class_maps, gradcam_maps
+from focusnet_fastai.data.memory import InMemoryLoaders
+from focusnet_fastai.data.digits import digits_dls
+from focusnet_fastai.see.parts import colours, overlay
+from focusnet_fastai.see.examples import digit_learners, digit_quality
+from focusnet_fastai.see.figures import show_confusion, show_fixed, show_focus
+from focusnet_fastai.app.paper_figures import make_figure
 from focusnet_fastai.loss import focus_terms, multi_warm_label
 from focusnet_fastai.models import lenet5, small_cnn
-from focusnet_fastai.scenes import *
-from focusnet_fastai.scenes import _item_list
-from focusnet_fastai.plots import difficulty_curve, plot_baseline_quality, plot_difficulty
+from focusnet_fastai.see.items import fixed_images, pick_scenes, read_scenes
+from focusnet_fastai.see.items import item_list
+from focusnet_fastai.see.curves import difficulty_curve, plot_baseline_quality, plot_difficulty
 
 names = 'zero one two three four five six seven eight nine'.split()
 
@@ -86,15 +88,15 @@ def check_figure_2(fig, zs, targets, n_classes=10):
         target = torch.zeros(1, len(z)) if y is None else F.one_hot(torch.tensor([y]), len(z)).float()
         warm = (z>0) | (target[0]>0)
         got = [border(a) for a in ims[k*(1+n_classes)+1:(k+1)*(1+n_classes)]]
-        assert [c==_red for c, _ in got]==warm.tolist()
-        assert all(c==_grey for (c, _), w in zip(got, warm) if not w)
+        assert [c==colours.red for c, _ in got]==warm.tolist()
+        assert all(c==colours.grey for (c, _), w in zip(got, warm) if not w)
         ls = bars(bs[2*k])
         np.testing.assert_allclose([h for h, *_ in ls], z.tolist(), atol=2e-3)
-        assert [(e==_red, hatch is not None) for _, hatch, e in ls]==[(v>0, v>0) for v in z.tolist()]
+        assert [(e==colours.red, hatch is not None) for _, hatch, e in ls]==[(v>0, v>0) for v in z.tolist()]
         label = multi_warm_label(z[None], target)[0] if warm.any() else torch.zeros(len(z))
         bl = bars(bs[2*k+1])
         np.testing.assert_allclose([h for h, *_ in bl], label.tolist(), atol=2e-3)
-        assert [e==_red for _, _, e in bl]==warm.tolist()
+        assert [e==colours.red for _, _, e in bl]==warm.tolist()
 
 
 def test_confusion_of_indices(base, valid):
@@ -169,7 +171,7 @@ def test_released_rule(base, valid):
     fig = base.show_confusion([5], rule='released')
     warm = (z/2).softmax(0)>.1
     warm[int(valid[2][5])] = True
-    assert [border(a)[0]==_red for a in image_axes(fig)[1:]]==warm.tolist()
+    assert [border(a)[0]==colours.red for a in image_axes(fig)[1:]]==warm.tolist()
 
 
 # ---- items
@@ -258,8 +260,8 @@ def test_focus(base, learn, valid):
         raw = torch.stack([class_maps(n.model, s.xb)[0, [wrong, true]] for n in (base, learn)])      # independent of the figure
         m = (raw-raw.min())/(raw.max()-raw.min())
         m = F.interpolate(m, size=(32, 32), mode='bilinear', align_corners=False)
-        maps = [a for a in ims[6*k:6*k+6] if border(a)[0] in (_red, _green)]
-        assert [border(a)[0] for a in maps]==[_green, _red]*2
+        maps = [a for a in ims[6*k:6*k+6] if border(a)[0] in (colours.red, colours.green)]
+        assert [border(a)[0] for a in maps]==[colours.green, colours.red]*2
         for a, want in zip(maps, m.flatten(0, 1)): np.testing.assert_allclose(a.images[0].get_array(), overlay(s.images[0], want), atol=1e-5)
         styles = [border(a)[1] for a in maps]
         assert styles[0]!=styles[1] and styles[1]=='-' and styles[:2]==styles[2:]     # black and white print
@@ -267,7 +269,7 @@ def test_focus(base, learn, valid):
             np.testing.assert_allclose([p.get_width() for p in a.patches], logit.softmax(0).tolist(), atol=1e-4)
             hatches = {c: p.get_hatch() for c, p in enumerate(a.patches)}
             assert hatches[wrong] and hatches[true] and hatches[wrong]!=hatches[true] and not any(h for c, h in hatches.items() if c not in (wrong, true))
-        scale = next(a for a in ims[6*k:6*k+6] if a.get_yticklabels() and border(a)[0] not in (_red, _green))
+        scale = next(a for a in ims[6*k:6*k+6] if a.get_yticklabels() and border(a)[0] not in (colours.red, colours.green))
         assert [t.get_text() for t in scale.get_yticklabels()]==[f'{v:.2g}' for v in (raw.min(), raw.max())]
     text = all_text(fig)
     assert 'Baseline: wrong' in text and 'FocusNet: right' in text
@@ -278,7 +280,7 @@ def test_focus_where_the_baseline_is_right(base, learn, valid):
     i = int((zb.argmax(1)==y).nonzero()[0])
     rival = int(zb[i].topk(2).indices[1])
     s = read_scenes(base, [i])
-    maps = [a for a in image_axes(learn.show_focus(base, i)) if border(a)[0]==_green]
+    maps = [a for a in image_axes(learn.show_focus(base, i)) if border(a)[0]==colours.green]
     raw = torch.stack([class_maps(n.model, s.xb)[0, [rival, int(y[i])]] for n in (base, learn)])
     m = F.interpolate((raw-raw.min())/(raw.max()-raw.min()), size=(32, 32), mode='bilinear', align_corners=False)
     for a, want in zip(maps, m[:, 0]): np.testing.assert_allclose(a.images[0].get_array(), overlay(s.images[0], want), atol=1e-5)
@@ -290,7 +292,7 @@ def test_fixed_images_by_confidence(base, learn, valid):
     mine.sort(key=lambda i: -zb[i].softmax(0).max().item())
     assert len(mine)>=4 and fixed_images(learn, base)==mine
     fig = learn.show_fixed(base, 3)
-    pictures = [a for a in image_axes(fig) if border(a)[0] not in (_red, _green) and a.images[0].get_array().shape[:2]==(32, 32)]
+    pictures = [a for a in image_axes(fig) if border(a)[0] not in (colours.red, colours.green) and a.images[0].get_array().shape[:2]==(32, 32)]
     assert len(pictures)==3
     for a, i in zip(pictures, mine): np.testing.assert_allclose(a.images[0].get_array()[..., 0], base.dls.valid_ds[i][0][0], atol=1e-6)
     train = fixed_images(learn, base, base.dls.train)                                # in the order of the dataset although it is shuffled

@@ -8,11 +8,11 @@ from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, Grad
                                SaveModelCallback, TfmdDL, accuracy, default_split, set_seed, trainable_params, vision_learner, error_rate)
 
 from conftest import make_learner
-from focusnet_fastai.focusnet import (Comparison, FocusNetCallback, expected_calibration_error, fresh_model, mcnemar,
-                                      reinitialised, rebuilt)
+from focusnet_fastai.focusnet import FocusNetCallback, fresh_model, rebuilt, reinitialised
+from focusnet_fastai.compare import Comparison, expected_calibration_error, mcnemar
 from focusnet_fastai.loss import multi_warm_label
 from focusnet_fastai.models import half_mobilenet_v2, lenet5, small_resnet18
-from focusnet_fastai.terms import Baseline
+from focusnet_fastai.reference import Baseline
 from test_terms import InBatch, quiet
 
 
@@ -287,7 +287,7 @@ def test_mcnemar(fixed, broken, p): assert mcnemar(fixed, broken) == pytest.appr
 def test_smoke_on_imagewoof():
     "A few steps on real photographs, where the data set is installed"
     from fastai.data.external import fastai_cfg
-    from focusnet_fastai.photos import imagewoof_dls
+    from focusnet_fastai.data.photos import imagewoof_dls
     if not (fastai_cfg().path('data')/'imagewoof2-160').exists():
         pytest.skip('Imagewoof is not installed: untar_data(URLs.IMAGEWOOF_160) installs it')
     dls = imagewoof_dls(size=64, bs=16, num_workers=0)

@@ -3,8 +3,7 @@ import math
 import pytest, torch, torch.nn.functional as F
 from hypothesis import given, settings, assume, strategies as st
 
-from focusnet_fastai.loss import (focus_picking_loss, focus_terms, multi_warm_label, probability_difference,
-                                  target_probabilities)
+from focusnet_fastai.loss import focus_picking_loss, focus_terms, multi_warm_label, probability_difference, target_probabilities
 
 Z, ZB, Y = torch.tensor([[2., .5, -1., .1]]), torch.tensor([[1., 1.5, -.5, .2]]), torch.tensor([0])
 PAPER, RELEASED = dict(), dict(rule='released', label_smoothing=.1)

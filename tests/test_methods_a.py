@@ -14,11 +14,12 @@ from conftest import make_learner
 from method_cases import method_cases, plain
 from test_terms import CpuBf16, CtrlC, InBatch, quiet
 from two_processes import in_two_processes
-from focusnet_fastai.data import InMemoryLoaders, digits_dls
-from focusnet_fastai.methods.distil import KD, TfKD, TfKDReg, softened_kl, virtual_teacher
-from focusnet_fastai.methods.regularise import ConfidencePenalty, CrossEntropy, Focal, LabelSmoothing, cross_entropies, entropies
-from focusnet_fastai.methods.views import (CSKD, DDGSD, SLA, PartnersDL, RotationsDL, SLANetwork, ViewsDL, aggregated_logits,
-                                           class_labels, joint_labels)
+from focusnet_fastai.data.memory import InMemoryLoaders
+from focusnet_fastai.data.digits import digits_dls
+from focusnet_fastai.methods.distil import KD, softened_kl, TfKD, TfKDReg, virtual_teacher
+from focusnet_fastai.loss import cross_entropies, entropies
+from focusnet_fastai.methods.regularise import ConfidencePenalty, CrossEntropy, Focal, LabelSmoothing
+from focusnet_fastai.methods.views import (aggregated_logits, class_labels, CSKD, DDGSD, joint_labels, PartnersDL, RotationsDL, SLA, SLANetwork, ViewsDL)
 from focusnet_fastai.methods.wrap import FeatureNetwork, WrappedLearner, WrapTerms
 from focusnet_fastai.models import half_mobilenet_v2, lenet5, small_resnet18, small_resnet34
 from focusnet_fastai.terms import LossTerms, TermColumns

@@ -14,7 +14,7 @@ from test_methods_a import n_params, same, small, state
 from test_terms import InBatch, quiet
 from two_processes import in_two_processes
 from focusnet_fastai.loss import focus_picking_loss
-from focusnet_fastai.methods.frskd import BiFPNc, FocusFRSKD, FRSKD, FRSKDF, FRSKDNetwork, Fusion, attention_map, feature_distances, half_size
+from focusnet_fastai.methods.frskd import (attention_map, BiFPNc, feature_distances, FocusFRSKD, FRSKD, FRSKDF, FRSKDNetwork, Fusion, half_size)
 from focusnet_fastai.methods.stages import StageNetwork, stages, training_complexity
 from focusnet_fastai.methods.wrap import WrappedLearner
 from focusnet_fastai.models import complexity, half_mobilenet_v2, lenet5, small_resnet18, small_resnet34

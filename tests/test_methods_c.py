@@ -10,11 +10,11 @@ from conftest import make_learner
 from method_cases import tiny_resnet
 from test_methods_a import n_params, same, small, state
 from test_terms import InBatch, quiet
-from focusnet_fastai.cam import class_maps
-from focusnet_fastai.methods.byot import BYOT, BYOTNetwork, ShallowExit, feature_distance
+from focusnet_fastai.see.cam import class_maps
+from focusnet_fastai.methods.byot import BYOT, BYOTNetwork, feature_distance, ShallowExit
 from focusnet_fastai.methods.distil import softened_kl
-from focusnet_fastai.methods.dropmax import DropMax, DropMaxHead, DropMaxNetwork, binary_kl, dropmax_terms, log_retain, mask_logits, with_head
-from focusnet_fastai.methods.one import ONE, ONENetwork, fresh_copy, ramp_up
+from focusnet_fastai.methods.dropmax import (binary_kl, DropMax, dropmax_terms, DropMaxHead, DropMaxNetwork, log_retain, mask_logits, with_head)
+from focusnet_fastai.methods.one import fresh_copy, ONE, ONENetwork, ramp_up
 from focusnet_fastai.methods.stages import training_complexity
 from focusnet_fastai.methods.views import SLA
 from focusnet_fastai.models import complexity, half_mobilenet_v2, lenet5, small_resnet18, small_resnet34

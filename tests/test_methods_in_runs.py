@@ -4,13 +4,14 @@ import inspect
 import pandas as pd, pytest, torch
 from fastai.vision.all import noop
 
-from focusnet_fastai.checkpoint import RunKeeper, read_json
-from focusnet_fastai.data import digits_dls
-from focusnet_fastai.experiment import config_hash, run, run_config
+from focusnet_fastai.record import read_json
+from focusnet_fastai.lab.checkpoint import RunKeeper
+from focusnet_fastai.data.digits import digits_dls
+from focusnet_fastai.lab.runs import config_hash, run, run_config
 from focusnet_fastai.methods.registry import find_method, methods, needs_baseline
 from focusnet_fastai.models import thin_resnet
-from focusnet_fastai.recipe import one_cycle
-from focusnet_fastai.tables import results
+from focusnet_fastai.lab.recipes import one_cycle
+from focusnet_fastai.lab.paper import results
 
 STAGES = ('frskd', 'frskd_f', 'focus_frskd', 'byot', 'one')  # methods that need a network with four stages
 

@@ -9,8 +9,7 @@ from torch import nn
 from torchvision.models import mobilenet_v2, resnet18, resnet34
 
 from focusnet_fastai import models
-from focusnet_fastai.models import (Complexity, complexity, half_mobilenet_v2, lenet5, small_resnet18, small_resnet34,
-                                    _mobilenet_stages)
+from focusnet_fastai.models import _mobilenet_stages, Complexity, complexity, half_mobilenet_v2, lenet5, small_resnet18, small_resnet34
 
 half_mobilenet_v2_small = lambda n_out: half_mobilenet_v2(n_out, small=True)
 NETS = dict(lenet5=(lenet5, 1, 32), small_resnet18=(small_resnet18, 3, 32), small_resnet34=(small_resnet34, 3, 32),

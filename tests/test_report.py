@@ -3,14 +3,15 @@ import base64, io
 from html.parser import HTMLParser
 import pytest, torch
 from fastai.vision.all import Learner, set_seed
-from focusnet_fastai.data import InMemoryLoaders, digits_dls
-from focusnet_fastai.files import write_whole
-from focusnet_fastai.folder import folder_dls
-from focusnet_fastai.figures import digit_learners
-from focusnet_fastai.focusnet import Comparison
-from focusnet_fastai.photonet import digit_photos, photo_learner
-from focusnet_fastai.report import report_html, top_confusions
-from focusnet_fastai.verdict import heading, probability_sentence, split_sentence
+from focusnet_fastai.data.memory import InMemoryLoaders
+from focusnet_fastai.data.digits import digits_dls
+from focusnet_fastai.record import write_whole
+from focusnet_fastai.data.folder import folder_dls
+from focusnet_fastai.see.examples import digit_learners
+from focusnet_fastai.compare import Comparison
+from focusnet_fastai.app.photo_network import digit_photos, photo_learner
+from focusnet_fastai.app.report import report_html, top_confusions
+from focusnet_fastai.compare import heading, probability_sentence, split_sentence
 
 
 class Page(HTMLParser):

@@ -12,11 +12,12 @@ from fastai.callback.training import GradientAccumulation
 from fastai.callback.channelslast import ChannelsLast
 
 from conftest import make_learner
-from focusnet_fastai.data import digits_dls
+from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.focusnet import FocusNetCallback
 from focusnet_fastai.loss import focus_picking_loss, focus_terms
 from focusnet_fastai.models import lenet5
-from focusnet_fastai.terms import Baseline, FrozenNetwork, LossTerms, TermColumns, load_weights
+from focusnet_fastai.reference import Baseline, FrozenNetwork, load_weights
+from focusnet_fastai.terms import LossTerms, TermColumns
 
 
 @contextmanager

@@ -45,7 +45,7 @@ def test_imagewoof():
 
 def test_your_photos(tmp_path):
     "With a folder of one's own, one photo of which is damaged"
-    from focusnet_fastai.photonet import digit_photos
+    from focusnet_fastai.app.photo_network import digit_photos
     photos = digit_photos(tmp_path/'photos', (3, 8, 9), n=20)
     (photos/'3'/'zz.png').write_bytes(b'no image')
     (tmp_path/'out').mkdir()

@@ -16,12 +16,12 @@ torch.set_num_threads(1)
 from pathlib import Path
 from fastai.vision.all import *
 from fastai.distributed import DistributedDL, teardown_distrib
-from focusnet_fastai.data import digits_dls
-from focusnet_fastai.distributed import *
+from focusnet_fastai.data.digits import digits_dls
+from focusnet_fastai.lab.distributed import gathered
 from focusnet_fastai.focusnet import FocusNetCallback
 from focusnet_fastai.methods.views import CSKD
 from focusnet_fastai.models import lenet5
-from focusnet_fastai.terms import Baseline, FrozenNetwork, plain_network
+from focusnet_fastai.reference import Baseline, FrozenNetwork, plain_network
 from torch.nn.parallel import DistributedDataParallel as DDP
 folder,rank = Path(sys.argv[1]),rank_distrib()
 def same_in_both(o):

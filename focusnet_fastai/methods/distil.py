@@ -7,9 +7,8 @@ __all__ = ['softened_kl', 'KD', 'TfKD', 'virtual_teacher', 'TfKDReg']
 
 # %% ../../nbs/methods/01_distil.ipynb #imports
 from fastai.vision.all import *
-from ..loss import _plain, target_probabilities
+from ..loss import check_range, cross_entropies, plain_tensor, target_probabilities
 from ..terms import LossTerms
-from .regularise import check_range, cross_entropies
 
 # %% ../../nbs/methods/01_distil.ipynb #softened-kl
 def softened_kl(
@@ -18,7 +17,7 @@ def softened_kl(
     T:float=4. # temperature that divides both
 )->Tensor: # `(B,)`, times T^2
     "$T^2 KL(softmax(z_teacher/T) || softmax(z/T))$ of each image; no gradient reaches the teacher"
-    log_q,log_p = [(_plain(o)/T).log_softmax(1) for o in (teacher_logits.detach(), logits)]
+    log_q,log_p = [(plain_tensor(o)/T).log_softmax(1) for o in (teacher_logits.detach(), logits)]
     return T**2*F.kl_div(log_p, log_q, reduction='none', log_target=True).sum(1)
 
 # %% ../../nbs/methods/01_distil.ipynb #kd

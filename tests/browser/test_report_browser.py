@@ -3,8 +3,8 @@ import os
 
 import pytest
 
-from focusnet_fastai.figures import digit_learners
-from focusnet_fastai.report import report_html
+from focusnet_fastai.see.examples import digit_learners
+from focusnet_fastai.app.report import report_html
 
 
 @pytest.fixture(scope='module')

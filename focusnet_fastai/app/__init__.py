@@ -1,0 +1,1 @@
+"What a person starts: demo, figures, report, training on photographs, commands."

@@ -1,0 +1,1 @@
+"Experiments: recipes, resumable runs, the paper's tables."

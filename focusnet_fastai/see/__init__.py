@@ -1,0 +1,1 @@
+"What networks see: class maps, figures, curves, the explorer."

@@ -1,0 +1,84 @@
+"The plan of the house holds: where rooms are, which way arrows go, what a line may hold (see CONTRIBUTING)"
+import ast, json, re, subprocess, sys
+from pathlib import Path
+import pytest
+
+root = Path(__file__).resolve().parent.parent
+layers = ['', 'data', 'see', 'methods', 'lab', 'app'] # arrows go to earlier ones only; '' is the root
+pure = ('loss', 'see.cam') # plain PyTorch
+
+
+def source(nb): return [''.join(c['source']) for c in json.loads(nb.read_text(encoding='utf-8'))['cells'] if c['cell_type'] == 'code']
+
+
+def pages():
+    "Module name of each numbered notebook, in reading order"
+    res = {}
+    for layer in layers:
+        for nb in sorted((root/'nbs'/layer).glob('[0-9]*.ipynb')):
+            names = [m[1] for s in source(nb) if (m := re.search(r'^#\| default_exp ([\w.]+)', s))]
+            assert len(names) == 1, nb
+            res[names[0]] = nb
+    return res
+
+
+rooms = pages()
+modules = {r: root/'focusnet_fastai'/(r.replace('.', '/') + '.py') for r in rooms}
+
+
+def imports(path, room):
+    "Names of modules, and of what is taken from them, for each import of a module"
+    for o in ast.walk(ast.parse(path.read_text(encoding='utf-8'))):
+        if isinstance(o, ast.Import): yield from ((a.name, None) for a in o.names)
+        elif isinstance(o, ast.ImportFrom):
+            above = room.split('.')[:-o.level] if o.level else []
+            base = '.'.join(['focusnet_fastai', *above, *([o.module] if o.module else [])]) if o.level else o.module
+            yield from ((base, a.name) for a in o.names)
+
+
+def test_every_room_is_a_page():
+    "Modules and notebooks are the same list; numbers are two digits and start anew in each folder"
+    here = {str(p.relative_to(root/'focusnet_fastai'))[:-3].replace('/', '.') for p in (root/'focusnet_fastai').rglob('*.py')}
+    assert set(rooms) == {o for o in here if not o.endswith('__init__') and o not in ('all', '_modidx')}
+    for layer in layers:
+        numbers = [nb.name.split('_')[0] for r, nb in rooms.items() if r.rpartition('.')[0] == layer]
+        assert numbers == [f'{i:02}' for i in range(len(numbers))], (layer, numbers)
+    for r, nb in rooms.items(): assert nb.stem[3:] == r.split('.')[-1], nb
+
+
+@pytest.mark.parametrize('room', rooms)
+def test_arrows_go_one_way(room):
+    "A room uses earlier layers, and earlier rooms of its own; nothing finds a module by a string"
+    before, layer = list(rooms)[:list(rooms).index(room)], layers.index(room.rpartition('.')[0])
+    assert 'import_module' not in modules[room].read_text(encoding='utf-8')
+    for module, name in imports(modules[room], room):
+        if room in pure: assert not module.startswith(('fastai', 'fastcore', 'focusnet_fastai')), (room, module)
+        if not module.startswith('focusnet_fastai.'): continue
+        to = module.removeprefix('focusnet_fastai.')
+        assert to in rooms and layers.index(to.rpartition('.')[0]) <= layer and to in before, f'{room} imports {to}'
+        assert not (name or '').startswith('_'), f'{room} takes {name} of {to}'
+
+
+def test_lines_hold_one_idea():
+    "140 columns, no semicolon between statements"
+    for room, path in modules.items():
+        tree, lines = ast.parse(path.read_text(encoding='utf-8')), path.read_text(encoding='utf-8').splitlines()
+        wide = [i+1 for i, o in enumerate(lines) if len(o) > 140]
+        assert not wide, (room, wide)
+        starts = [o.lineno for n in ast.walk(tree) for f in ('body', 'orelse', 'finalbody') if isinstance(getattr(n, f, None), list) for o in getattr(n, f)]
+        assert len(starts) == len(set(starts)) or not [i for i in set(starts) if starts.count(i) > 1 and ';' in lines[i-1]], room
+
+
+def test_star_import_loads_what_it_gives():
+    "The modules that the star import loads are those it takes names from, and what these are made of"
+    code = """
+import sys, fastai.vision.all
+before = set(sys.modules)
+import focusnet_fastai.all
+print(*sorted(m.removeprefix('focusnet_fastai.') for m in set(sys.modules)-before if m.startswith('focusnet_fastai.')))
+"""
+    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, timeout=300, cwd=root)
+    loaded = set(out.stdout.split()) - {'all', *layers}
+    given = {m.removeprefix('focusnet_fastai.') for m, _ in imports(root/'focusnet_fastai/all.py', 'all')}
+    parts = {'record', 'data.archives', 'see.network_view', 'see.parts', 'see.look'} # what given rooms are made of
+    assert loaded == given | parts, (loaded ^ (given | parts), out.stderr)
