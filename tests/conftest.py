@@ -1,5 +1,5 @@
 "Shared by all tests: one thread, quiet fastai, the digits."
-import os, random, warnings
+import os, warnings
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('MPLBACKEND', 'agg')
 warnings.filterwarnings('ignore', message='.*torch.jit.script.*')
@@ -7,20 +7,12 @@ warnings.filterwarnings('ignore', message='.*torch.jit.script.*')
 import pytest, torch
 torch.set_num_threads(1)
 
-from fastai.vision.all import Learner, accuracy, set_seed
 from focusnet_fastai.data.digits import digits_dls
-from focusnet_fastai.models import lenet5
+from helpers.learners import make_learner
 
 
 @pytest.fixture(scope='session')
 def dls(): return digits_dls(n_train=256, bs=64)
-
-
-def make_learner(dls, seed=0, model=None, **kwargs):
-    "A fresh learner whose initialisation and order of images depend on `seed` alone"
-    set_seed(seed)
-    dls.train.rng = random.Random(seed)
-    return Learner(dls, lenet5(dls.c) if model is None else model, metrics=accuracy, **kwargs)
 
 
 @pytest.fixture(scope='session')

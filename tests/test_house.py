@@ -82,3 +82,11 @@ print(*sorted(m.removeprefix('focusnet_fastai.') for m in set(sys.modules)-befor
     given = {m.removeprefix('focusnet_fastai.') for m, _ in imports(root/'focusnet_fastai/all.py', 'all')}
     parts = {'record', 'data.archives', 'see.network_view', 'see.parts', 'see.look'} # what given rooms are made of
     assert loaded == given | parts, (loaded ^ (given | parts), out.stderr)
+
+
+def test_no_test_imports_another():
+    "What several need stands in tests/helpers"
+    for f in (root/'tests').rglob('test_*.py'):
+        for o in ast.walk(ast.parse(f.read_text(encoding='utf-8'))):
+            names = [a.name for a in o.names] if isinstance(o, ast.Import) else [o.module or ''] if isinstance(o, ast.ImportFrom) else []
+            assert not [n for n in names if n.startswith(('test_', 'conftest'))], f

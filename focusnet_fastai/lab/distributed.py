@@ -11,7 +11,6 @@ import contextlib, pickle, torch.distributed as dist
 from datetime import timedelta
 from torch.nn.parallel import DistributedDataParallel
 from fastai.vision.all import *
-from fastai.distributed import DistributedDL
 from ..terms import LossTerms
 
 # %% ../../nbs/lab/01_distributed.ipynb #connect
@@ -115,6 +114,7 @@ def entered_by_first(
 @contextmanager
 def cpu_broadcast():
     "Inside: fastai's `DistributedDL` also works with processes on CPUs"
+    from fastai.distributed import DistributedDL # it needs accelerate
     old = DistributedDL._broadcast
     def _broadcast(self, t, rank):
         t = torch.tensor(t)
@@ -129,7 +129,7 @@ def plain_loader(
     dl # maybe a `DistributedDL`
 )->DataLoader:
     "The loader inside fastai's `DistributedDL`"
-    return dl.dl if isinstance(dl, DistributedDL) else dl
+    return dl.dl if hasattr(dl, 'world_size') else dl
 
 # %% ../../nbs/lab/01_distributed.ipynb #split-batches
 def split_batches(

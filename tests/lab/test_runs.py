@@ -13,7 +13,7 @@ from focusnet_fastai.lab.runs import config_hash, find_run, recipe_settings, run
 from focusnet_fastai.lab.recipes import digits, poor_baseline
 from focusnet_fastai.lab.paper import paper_tables, PaperTable, results, table
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 SETTINGS = dict(n_train=200, epochs=3)  # three batches of 64 an epoch
 
 
@@ -21,7 +21,7 @@ class Jobs:
     "Runs in processes of their own"
     def __init__(self, tmp):
         self.tmp, self.n = tmp, 0
-        self.server = subprocess.Popen([sys.executable, str(ROOT/'tests'/'run_jobs.py')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
+        self.server = subprocess.Popen([sys.executable, str(ROOT/'tests'/'helpers'/'run_jobs.py')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
                                        env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])})
         self.outs = {}
 

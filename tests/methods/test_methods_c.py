@@ -6,10 +6,8 @@ from torch import nn
 from torchvision.models import resnet18
 from fastai.vision.all import L, Learner, OptimWrapper, SGD, params, set_seed
 
-from conftest import make_learner
-from method_cases import tiny_resnet
-from test_methods_a import n_params, same, small, state
-from test_terms import InBatch, quiet
+from helpers.learners import InBatch, make_learner, n_params, quiet, same, small, state
+from helpers.methods import tiny_resnet
 from focusnet_fastai.see.cam import class_maps
 from focusnet_fastai.methods.byot import BYOT, BYOTNetwork, feature_distance, ShallowExit
 from focusnet_fastai.methods.distil import softened_kl

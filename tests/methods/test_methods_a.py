@@ -10,10 +10,9 @@ from fastai.vision.all import (Callback, CategoryBlock, CrossEntropyLossFlat, Da
 from fastai.callback.mixup import CutMix, MixUp
 from fastai.callback.training import GradientAccumulation
 
-from conftest import make_learner
-from method_cases import method_cases, plain
-from test_terms import CpuBf16, CtrlC, InBatch, quiet
-from two_processes import in_two_processes
+from helpers.learners import CpuBf16, CtrlC, InBatch, make_learner, n_params, quiet, same, small, state
+from helpers.methods import method_cases, plain
+from helpers.two_processes import in_two_processes
 from focusnet_fastai.data.memory import InMemoryLoaders
 from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.methods.distil import KD, softened_kl, TfKD, TfKDReg, virtual_teacher
@@ -32,15 +31,6 @@ zt = torch.tensor([[1., 1.5, -.5, .2]], dtype=torch.float64)
 t = torch.tensor([0])
 
 
-def small(n_train=128, bs=32, shuffle=True, **kw):
-    "Digits with few images for validation, too"
-    d = digits_dls(n_train=n_train)
-    tfms = list(d.train.after_batch.fs)
-    dls = InMemoryLoaders.from_tensors((d.train_ds.x, d.train_ds.y), (d.valid_ds.x[:64], d.valid_ds.y[:64]), list(d.vocab), bs=bs,
-                                       shuffle=shuffle, batch_tfms=tfms, **kw)
-    return dls
-
-
 def bn_net(n_out=10):
     return nn.Sequential(nn.Conv2d(1, 8, 3, 2), nn.BatchNorm2d(8), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(32, n_out))
 
@@ -50,9 +40,6 @@ def data(): return small()
 
 
 def method_of(learn): return learn._grab_cbs(LossTerms)[0]
-def state(m): return {k: v.clone() for k, v in m.state_dict().items()}
-def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
-def n_params(m): return sum(p.numel() for p in m.parameters())
 
 
 # --- golden values ----------------------------------------------------------------------------------------------------

@@ -13,7 +13,7 @@ from fastai.data.external import fastai_cfg
 from fastai.vision.all import (Learner, Normalize, PILImage, Pipeline, TensorCategory, TensorImage, TensorImageBW, URLs, CrossEntropyLossFlat, cifar_stats,
                                fastai_path, first, get_image_files, imagenet_stats, load_learner, set_seed, tensor, untar_data)
 
-from focusnet_fastai.data import archives, folder, photos as photo_sets, small
+from focusnet_fastai.data import archives as archive_files, folder, photos as photo_sets, small
 from focusnet_fastai.data.memory import CropBatch, FlipBatch, InMemoryLoaders
 from focusnet_fastai.data.small import cifar100_dls, cifar10_classes, cifar10_dls, mnist_dls, tiny_imagenet_dls, tiny_imagenet_url
 from focusnet_fastai.data.archives import check_archive, class_files, read_pixels
@@ -197,7 +197,7 @@ def served(server, archives, monkeypatch, home):
 
 def point(monkeypatch, url):
     for name, f in dict(MNIST='mnist_png', CIFAR='cifar10', IMAGEWOOF_160='imagewoof2-160', CUB_200_2011='CUB_200_2011').items(): monkeypatch.setattr(URLs, name, f'{url}{f}.tgz')
-    monkeypatch.setattr(datasets, 'tiny_imagenet_url', f'{url}tiny-imagenet-200.zip')
+    monkeypatch.setattr(small, 'tiny_imagenet_url', f'{url}tiny-imagenet-200.zip')
     monkeypatch.setattr(photo_sets, 'stanford_dogs_url', url)
     monkeypatch.setattr(CIFAR100, 'url', f'{url}cifar-100-python.tar.gz')
 
@@ -361,8 +361,8 @@ def test_a_photo_that_is_no_image_is_named(woof):
 def test_cache(tmp_path, monkeypatch):
     "Decoded once; made anew when a file changes, comes or goes, or the kept file is damaged; not written when told not to"
     path = mini_cifar10(tmp_path/'cifar10')
-    read, real = [], archives.read_pixels
-    monkeypatch.setattr(archives, 'read_pixels', lambda *a, **k: read.append(a) or real(*a, **k))
+    read, real = [], archive_files.read_pixels
+    monkeypatch.setattr(archive_files, 'read_pixels', lambda *a, **k: read.append(a) or real(*a, **k))
     def images(**kw): read.clear(); dls = cifar10_dls(path=path, **kw); return dls.train_ds.x, len(read)
     x, n = images(cache=False)
     assert n == 30 and not list(path.glob('*.npz'))
@@ -745,4 +745,4 @@ def test_tiny_imagenet_real():
 
 
 def test_names_do_not_collide_with_fastai():
-    for room in (archives, small, photo_sets, folder): assert not set(room.__all__) & set(dir(fv))
+    for room in (archive_files, small, photo_sets, folder): assert not set(room.__all__) & set(dir(fv))

@@ -361,5 +361,5 @@ def test_not_a_network():
 
 def test_names_do_not_collide_with_fastais():
     import fastai.vision.all as fv
-    assert set(models.__all__) == {'lenet5', 'small_cnn', 'thin_resnet', 'small_resnet18', 'small_resnet34', 'half_mobilenet_v2', 'Complexity', 'complexity'}
+    assert set(models.__all__) == {'lenet5', 'small_cnn', 'thin_resnet', 'small_resnet18', 'small_resnet34', 'half_mobilenet_v2', 'Complexity', 'complexity', 'networks', 'network'}
     assert not set(models.__all__) & {n for n in vars(fv) if not n.startswith('_')}

@@ -11,7 +11,7 @@ from focusnet_fastai.data.memory import InMemoryLoaders
 from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.models import complexity
 from focusnet_fastai.models import network, networks
-from focusnet_fastai.lab.recipes import (cifar10, cifar100, cub200, digits, image_subset, imagenet, imagenet_dogs, imagewoof, load_data, mnist, modern, on_gpu,
+from focusnet_fastai.lab.recipes import (cifar10, cifar100, cub200, data_loaders, data_sets, digits, image_subset, imagenet, imagenet_dogs, imagewoof, mnist, modern, on_gpu,
     poor_baseline, recipes, stanford_dogs, tiny_imagenet, top_5, Training)
 
 LONG, SHORT = ('mnist', 'cifar10', 'cifar100', 'imagewoof', 'cub200', 'stanford_dogs'), ('tiny_imagenet', 'imagenet_dogs', 'imagenet')  # 200 and 90 epochs
@@ -231,12 +231,13 @@ def test_cifar10_itself():
         assert [o.pad for o in recipes['cifar10'](n_train=100, n_valid=50, **kw).learn.dls.train.after_batch.fs if type(o).__name__ == 'CropBatch'] == [pad]
 
 
-def test_load_data():
-    "By name, from every room of data sets"
-    assert len(load_data('digits_dls', n_train=30).train_ds) == 30
-    with pytest.raises(ValueError, match='There is no data set function birds_dls'): load_data('birds_dls')
-    for name in ('mnist_dls', 'imagewoof_dls', 'imagenet_dls', 'folder_dls'):
-        with pytest.raises(FileNotFoundError, match='nowhere'): load_data(name, path='nowhere')
+def test_data_loaders():
+    "By name, each of them"
+    assert len(data_loaders('digits', n_train=30).train_ds) == 30
+    with pytest.raises(ValueError, match="Unknown data set 'birds': choose from mnist, "): data_loaders('birds')
+    assert set(data_sets) == set(recipes) - {'modern'}
+    for name in ('mnist', 'imagewoof', 'imagenet'):
+        with pytest.raises(FileNotFoundError, match='nowhere'): data_loaders(name, path='nowhere')
 
 
 # -- one cycle --------------------------------------------------------------------------------------------------------

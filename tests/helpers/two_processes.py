@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-here = Path(__file__).resolve().parent
+here = Path(__file__).resolve().parent.parent
 env = {**os.environ, 'PYTHONPATH': f'{here.parent}{os.pathsep}{here}', 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'ACCELERATE_USE_CPU': '1', 'PYTHONWARNINGS': 'ignore'}
 torchrun = ['-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', '2']
 accelerate = ['-m', 'accelerate.commands.launch', '--multi_gpu', '--num_processes', '2', '--num_machines', '1', '--mixed_precision', 'no',
@@ -17,7 +17,7 @@ from pathlib import Path
 from fastai.vision.all import *
 from fastai.distributed import DistributedDL, teardown_distrib
 from focusnet_fastai.data.digits import digits_dls
-from focusnet_fastai.lab.distributed import gathered
+from focusnet_fastai.lab.distributed import *
 from focusnet_fastai.focusnet import FocusNetCallback
 from focusnet_fastai.methods.views import CSKD
 from focusnet_fastai.models import lenet5

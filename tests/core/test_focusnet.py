@@ -7,13 +7,12 @@ from scipy.stats import binomtest
 from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, GradientAccumulation, Learner, L, MixedPrecision, Normalize, OptimWrapper, Pipeline, RMSProp,
                                SaveModelCallback, TfmdDL, accuracy, default_split, set_seed, trainable_params, vision_learner, error_rate)
 
-from conftest import make_learner
 from focusnet_fastai.focusnet import FocusNetCallback, fresh_model, rebuilt, reinitialised
 from focusnet_fastai.compare import Comparison, expected_calibration_error, mcnemar
 from focusnet_fastai.loss import multi_warm_label
 from focusnet_fastai.models import half_mobilenet_v2, lenet5, small_resnet18
 from focusnet_fastai.reference import Baseline
-from test_terms import InBatch, quiet
+from helpers.learners import InBatch, make_learner, quiet
 
 
 def tiny_resnet(weights=None, pretrained=False, file=None):

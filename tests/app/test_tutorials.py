@@ -5,7 +5,7 @@ import nbformat, pytest
 from nbclient import NotebookClient
 from fastai.data.external import fastai_cfg
 
-root = Path(__file__).resolve().parent.parent
+root = Path(__file__).resolve().parents[2]
 data = fastai_cfg().path('data')
 
 

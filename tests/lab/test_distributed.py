@@ -8,7 +8,7 @@ from torch import nn
 from fastai.vision.all import Learner, num_distrib
 from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.lab.distributed import _left_plain, alone, by_all, by_first, on_all_devices, split_batches
-from two_processes import accelerate, command, env, launch, started
+from helpers.two_processes import accelerate, command, env, launch, started
 
 
 # --- in one process ---------------------------------------------------------------------------------------------------------

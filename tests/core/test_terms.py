@@ -1,6 +1,5 @@
 "The fastai manners of `LossTerms` and `Baseline`, each with a real Learner."
 import copy, math, subprocess, sys, textwrap
-from contextlib import contextmanager
 import pandas as pd, pytest, torch, torch.nn.functional as F
 from functools import partial
 from torch import nn
@@ -11,45 +10,13 @@ from fastai.callback.mixup import MixUp, CutMix
 from fastai.callback.training import GradientAccumulation
 from fastai.callback.channelslast import ChannelsLast
 
-from conftest import make_learner
+from helpers.learners import CpuBf16, CtrlC, InBatch, make_learner, quiet
 from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.focusnet import FocusNetCallback
 from focusnet_fastai.loss import focus_picking_loss, focus_terms
 from focusnet_fastai.models import lenet5
 from focusnet_fastai.reference import Baseline, FrozenNetwork, load_weights
 from focusnet_fastai.terms import LossTerms, TermColumns
-
-
-@contextmanager
-def quiet(learn):
-    with learn.no_bar(), learn.no_logging(): yield learn
-
-
-class InBatch(Callback):
-    "Call `f(learn)` after each training loss"
-    run_valid, order = False, 1
-    def __init__(self, f): self.f = f
-    def after_loss(self): self.f(self.learn)
-
-
-class CtrlC(Callback):
-    "A KeyboardInterrupt in the middle of the epoch"
-    run_valid, order = False, 20
-    def __init__(self, event, at=2): self.event, self.at = event, at
-    def maybe(self, name):
-        if name == self.event and self.learn.iter == self.at: raise KeyboardInterrupt
-    def before_batch(self): self.maybe('before_batch')
-    def after_pred(self): self.maybe('after_pred')
-    def after_loss(self): self.maybe('after_loss')
-    def after_batch(self): self.maybe('after_batch')
-
-
-class CpuBf16(MixedPrecision):
-    "fastai's MixedPrecision enters autocast('cuda'), which does nothing here"
-    def before_fit(self):
-        super().before_fit()
-        self.autocast = torch.autocast('cpu', dtype=torch.bfloat16)
-        self.kwargs['enabled'] = False
 
 
 # --- the baseline -------------------------------------------------------------------------------------------------

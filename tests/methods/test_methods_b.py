@@ -8,11 +8,9 @@ from torchvision.models.resnet import BasicBlock, ResNet
 from fastai.vision.all import Learner, OptimWrapper, SGD, accuracy, create_vision_model, vision_learner, xresnet18
 from fastai.callback.mixup import MixUp
 
-from conftest import make_learner
-from method_cases import tiny_resnet
-from test_methods_a import n_params, same, small, state
-from test_terms import InBatch, quiet
-from two_processes import in_two_processes
+from helpers.learners import InBatch, make_learner, n_params, quiet, same, small, state
+from helpers.methods import tiny_resnet
+from helpers.two_processes import in_two_processes
 from focusnet_fastai.loss import focus_picking_loss
 from focusnet_fastai.methods.frskd import (attention_map, BiFPNc, feature_distances, FocusFRSKD, FRSKD, FRSKDF, FRSKDNetwork, Fusion, half_size)
 from focusnet_fastai.methods.stages import StageNetwork, stages, training_complexity
@@ -453,7 +451,7 @@ def test_two_processes(tmp_path):
         from focusnet_fastai.methods.dropmax import DropMax
         from focusnet_fastai.methods.frskd import FocusFRSKD
         from focusnet_fastai.methods.one import ONE
-        from method_cases import tiny_resnet
+        from helpers.methods import tiny_resnet
         class Look(Callback):
             run_valid, order = False, 1
             def after_loss(self): assert isinstance(self.learn.model, DDP) and self.pred.shape == (16, 10)
