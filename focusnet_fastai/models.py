@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['networks', 'lenet5', 'small_cnn', 'thin_resnet', 'small_resnet18', 'small_resnet34', 'half_mobilenet_v2', 'network',
-           'Complexity', 'complexity']
+           'logits_layer', 'Complexity', 'complexity']
 
 # %% ../nbs/05_models.ipynb #imports
 import torch
@@ -50,6 +50,16 @@ def small_cnn(
     return nn.Sequential(*conv(n_in, width, 2), *conv(width, 2*width, 2), *conv(2*width, 4*width, 1),
                          nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4*width, n_out))
 
+# %% ../nbs/05_models.ipynb #stage
+def _stage(
+    ni:int, # channels in
+    no:int, # channels out
+    stride:int
+)->nn.Sequential:
+    "One block, with a convolution in its shortcut where the size changes"
+    down = None if stride==1 else nn.Sequential(nn.Conv2d(ni, no, 1, stride, bias=False), nn.BatchNorm2d(no))
+    return nn.Sequential(BasicBlock(ni, no, stride, down))
+
 # %% ../nbs/05_models.ipynb #thin-resnet
 def thin_resnet(
     n_out:int, # classes
@@ -58,11 +68,9 @@ def thin_resnet(
 )->nn.Sequential: # `(B, n_in, H, W)` to `(B, n_out)`
     "A ResNet of four stages with one block each, which down-samples by 16"
     _check_counts(n_out=n_out, n_in=n_in, width=width)
-    def stage(ni, no, stride):
-        down = None if stride==1 else nn.Sequential(nn.Conv2d(ni, no, 1, stride, bias=False), nn.BatchNorm2d(no))
-        return nn.Sequential(BasicBlock(ni, no, stride, down))
-    return nn.Sequential(nn.Conv2d(n_in, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), stage(width, width, 1),
-                         *[stage(width*i, 2*width*i, 2) for i in (1,2,4)], nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8*width, n_out))
+    return nn.Sequential(nn.Conv2d(n_in, width, 3, 2, 1, bias=False), nn.BatchNorm2d(width), nn.ReLU(), _stage(width, width, 1),
+                         *[_stage(width*i, 2*width*i, 2) for i in (1,2,4)],
+                         nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8*width, n_out))
 
 # %% ../nbs/05_models.ipynb #small-resnet
 def _small_resnet(
@@ -121,6 +129,7 @@ networks = dict(
     resnet34    = lambda n,small: small_resnet34(n) if small else tv.resnet34(num_classes=n),
     mobilenet_v2= lambda n,small: half_mobilenet_v2(n, small=small))
 
+# %% ../nbs/05_models.ipynb #network
 def network(
     name:str, # one of `networks`
     n_classes:int, # N
@@ -129,6 +138,16 @@ def network(
     "A network of the experiments by its name (Section 4.2)"
     if name not in networks: raise ValueError(f"Unknown network {name!r}: choose from {', '.join(networks)}")
     return networks[name](n_classes, small)
+
+# %% ../nbs/05_models.ipynb #logits-layer
+def logits_layer(
+    net:nn.Module, # a classifier
+    n_classes:int # N
+)->str: # name of a submodule
+    "The name of the `Linear` layer that gives the logits"
+    names = [n for n,m in net.named_modules() if isinstance(m, nn.Linear) and m.out_features==n_classes]
+    if not names: raise ValueError(f"{type(net).__name__} has no Linear layer with {n_classes} outputs, which would give the logits")
+    return names[-1]
 
 # %% ../nbs/05_models.ipynb #complexity-tuple
 class Complexity(namedtuple('Complexity', 'params flops')):

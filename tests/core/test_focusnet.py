@@ -1,17 +1,14 @@
-"FocusNetCallback, refocus and compare, on real digits."
+"FocusNetCallback, fresh networks and refocus, on real digits."
 import copy, math
 from functools import partial
 import numpy as np, pandas as pd, pytest, torch, torch.nn.functional as F
 from torch import nn
-from scipy.stats import binomtest
 from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, GradientAccumulation, Learner, L, MixedPrecision, Normalize, OptimWrapper, Pipeline, RMSProp,
-                               SaveModelCallback, TfmdDL, accuracy, default_split, set_seed, trainable_params, vision_learner, error_rate)
+                               SaveModelCallback, TfmdDL, accuracy, load_learner, default_split, set_seed, trainable_params, vision_learner, error_rate)
 
-from focusnet_fastai.focusnet import FocusNetCallback, fresh_model, rebuilt, reinitialised
-from focusnet_fastai.compare import Comparison, expected_calibration_error, mcnemar
+from focusnet_fastai.focusnet import FocusNetCallback, focus_settings, rebuilt, reinitialised
 from focusnet_fastai.loss import multi_warm_label
 from focusnet_fastai.models import half_mobilenet_v2, lenet5, small_resnet18
-from focusnet_fastai.reference import Baseline
 from helpers.learners import InBatch, make_learner, quiet
 
 
@@ -192,6 +189,73 @@ def test_refocus_with_a_network_or_a_function(dls, base, model):
     assert len(learn.recorder.values[0]) == 6
 
 
+def test_wrong_settings_are_refused_at_once(dls, base):
+    for kw, words in ((dict(alpha=-1), 'alpha'), (dict(beta=-.1), 'beta'), (dict(rule='warmest'), 'warmest'), (dict(label_smoothing=2), 'label_smoothing'), (dict(alpha=math.nan), 'alpha')):
+        with pytest.raises(ValueError, match=words): FocusNetCallback(base, **kw)
+        with pytest.raises(ValueError, match=words): base.refocus(1, 1e-3, **kw)
+    with pytest.raises(ValueError, match="'best'.*paper, released, few"): base.refocus(1, 1e-3, settings='best')
+    with pytest.raises(ValueError, match='n_epoch'): base.refocus(0, 1e-3)
+
+
+def test_a_reloaded_learner_without_data_is_refused(dls, base, tmp_path):
+    base.export(tmp_path/'base.pkl')
+    with pytest.raises(ValueError, match=r'not one batch.*learn\.dls = dls'): load_learner(tmp_path/'base.pkl').refocus(1, 1e-3)
+
+
+class NoteSettings(Callback):
+    def before_fit(self): self.seen = {k: getattr(self.focus_net, k) for k in focus_settings['paper']}
+
+
+def settings_of(base, **kw):
+    note = NoteSettings()
+    with quiet(base): base.refocus(1, 1e-3, cbs=note, **kw)
+    return note.seen
+
+
+def test_settings_of_networks_trained_from_scratch(dls, base):
+    assert settings_of(base) == focus_settings['paper'] == dict(alpha=1, beta=1, rule='positive', label_smoothing=0, detach=False)
+    assert settings_of(base, settings='released') == dict(alpha=1, beta=1, rule='released', label_smoothing=.1, detach=False)
+    assert settings_of(base, settings='pretrained', beta=.5, alpha=0.) == focus_settings['pretrained'] | dict(beta=.5, alpha=0)
+
+
+def test_settings_of_pretrained_networks(rgb, pretrained):
+    "No entropy term and a soft label, unless told otherwise; the columns still add up"
+    base = vision_learner(rgb, tiny_resnet, normalize=False)
+    with quiet(base): base.fine_tune(1, 1e-2)
+    assert settings_of(base) == focus_settings['pretrained'] == dict(alpha=1, beta=0, rule='soft', label_smoothing=0, detach=False)
+    assert settings_of(base, settings='paper') == focus_settings['paper']
+    assert settings_of(base, rule='positive')['rule'] == 'positive'
+    assert settings_of(base, model=vision_learner(rgb, tiny_resnet, pretrained=False, normalize=False).model) == focus_settings['paper']  # whoever brings a network knows what it is
+    with quiet(base): train, _, cls, attention, entropy = base.refocus(1, 1e-2).recorder.values[-1]
+    assert cls + attention == pytest.approx(train, abs=1e-5)
+    scratch = vision_learner(rgb, tiny_resnet, pretrained=False, normalize=False)
+    with quiet(scratch): scratch.fit(1, 1e-2)
+    assert settings_of(scratch) == focus_settings['paper']
+
+
+class BreakOff(Callback):
+    def __init__(self, error, epoch): self.error, self.at = error, epoch
+    def before_epoch(self):
+        if self.epoch == self.at: raise self.error('stop')
+
+
+@pytest.mark.parametrize('error', [KeyboardInterrupt, MemoryError])
+def test_a_refocus_that_breaks_off_keeps_what_it_learned(dls, error, tmp_path):
+    base = make_learner(dls, path=tmp_path)
+    with quiet(base):
+        base.fit(1, 1e-3)
+        assert base.refocused is None
+        with pytest.raises(error) as e: base.refocus(5, 3e-3, cbs=BreakOff(error, 3))
+        learn = base.refocused
+        assert len(learn.recorder.values) == 3 and (error is not KeyboardInterrupt or '`learn = base.refocused`' in str(e.value))
+        assert not learn._grab_cbs(FocusNetCallback)
+    with quiet(learn): learn.fit(1, 1e-3, cbs=FocusNetCallback(base))
+    size = lambda: (base.export('a.pkl'), (tmp_path/'a.pkl').stat().st_size)[1]
+    with_it = size()
+    with quiet(base): base.refocus(1, 1e-3)
+    assert base.refocused is None and abs(size() - with_it) < 2000
+
+
 def test_refocus_refuses_the_own_network(dls, base):
     with pytest.raises(ValueError, match='own baseline'), quiet(base): base.refocus(1, 1e-3, model=base.model)
 
@@ -200,85 +264,6 @@ def test_bound_optimiser_is_refused(dls):
     net = lenet5(10)
     base = Learner(dls, net, opt_func=OptimWrapper(opt=torch.optim.SGD(net.parameters(), .1)))
     with pytest.raises(ValueError, match='old network'): base.refocus(1, 1e-3)
-
-
-# --- compare -------------------------------------------------------------------------------------------------------------------
-
-def test_compare_against_counts_by_hand(dls, base):
-    learn = make_learner(dls, seed=5)
-    with quiet(learn): learn.fit_one_cycle(3, 3e-3, cbs=FocusNetCallback(base))
-    c = learn.compare(base)
-    (p, y), (pb, _) = learn.get_preds(), base.get_preds()
-    right, base_right = p.argmax(1) == y, pb.argmax(1) == y
-    assert c.fixed == [i for i in range(len(y)) if right[i] and not base_right[i]]
-    assert c.broken == [i for i in range(len(y)) if base_right[i] and not right[i]]
-    assert c.p == pytest.approx(binomtest(len(c.fixed), len(c.fixed)+len(c.broken)).pvalue)
-    assert c.df.loc['focusnet', 'accuracy'] == pytest.approx(accuracy(p, y).item())
-    assert c.df.loc['baseline', 'nll'] == pytest.approx(F.nll_loss(pb.log(), y).item(), abs=1e-4)
-    pairs = c.most_confused(100)
-    assert pairs.baseline.sum() == (~base_right).sum() and pairs.focusnet.sum() == (~right).sum()
-    top = pairs.iloc[0]
-    t, q = int(top.true), int(top.predicted)
-    assert top.baseline == ((y == t) & (pb.argmax(1) == q)).sum()
-    assert learn.validate()[1] == pytest.approx(c.df.loc['focusnet', 'accuracy'], abs=1e-6)
-
-
-def test_compare_restores_modes_and_takes_other_images(dls, base):
-    learn = make_learner(dls)
-    learn.model.train()
-    c = learn.compare(base.model, dls.test_dl([dls.valid_ds[i] for i in range(20)], with_labels=True))
-    assert learn.model.training and c.y.tolist() == [int(dls.valid_ds[i][1]) for i in range(20)]
-
-
-def test_compare_of_randomly_transformed_batches(dls, base):
-    "Both networks see the same pixels"
-    noisy = [[x + .3*torch.randn_like(x), y] for x, y in dls.valid]
-    twin = make_learner(dls)
-    twin.model.load_state_dict(base.model.state_dict())
-    c = twin.compare(base, noisy)
-    assert torch.equal(c.z, c.zb) and not c.fixed and not c.broken and c.p == 1
-
-
-def test_compare_shows_itself(dls, base):
-    c = make_learner(dls).compare(base)
-    text, html = repr(c), c._repr_html_()
-    for word in ('baseline', 'focusnet', 'accuracy', 'ece', 'fixed', 'broken', 'McNemar', 'Most confused'): assert word in text and word in html
-    assert '<table' in html and '<' not in text
-    assert isinstance(c.df, pd.DataFrame) and list(c.df.columns) == ['accuracy', 'nll', 'ece']
-
-
-def test_compare_of_perfect_networks():
-    z = 10*torch.eye(3)
-    c = Comparison(z, z, torch.arange(3), vocab=list('abc'))
-    assert c.p == 1 and len(c.most_confused()) == 0 and 'Most confused' not in repr(c)
-    assert c._repr_html_()
-
-
-def test_compare_refuses(dls, base):
-    learn = make_learner(dls)
-    with pytest.raises(ValueError, match='own baseline'): learn.compare(learn)
-    with pytest.raises(ValueError, match='no labels'): learn.compare(base, [(x,) for x, _ in dls.valid])
-    with pytest.raises(ValueError, match='no images'): learn.compare(base, [])
-
-
-def test_compare_matches_classes_by_name(dls, base):
-    order = [3, 1, 4, 0, 5, 9, 2, 6, 8, 7]
-    perm = copy.deepcopy(base.model)
-    last = [m for m in perm.modules() if isinstance(m, nn.Linear)][-1]
-    last.weight.data, last.bias.data = last.weight.data[order], last.bias.data[order]
-    c = make_learner(dls).compare(Baseline(perm, vocab=[str(o) for o in order]))
-    assert torch.allclose(c.zb, make_learner(dls).compare(base).zb, atol=1e-5)
-
-
-def test_calibration_error_by_hand():
-    probs = torch.tensor([[.9, .1], [.9, .1], [.6, .4], [.6, .4]])
-    # bin of .9: confidence .9, accuracy .5; bin of .6: confidence .6, accuracy 1
-    assert expected_calibration_error(probs, torch.tensor([0, 1, 0, 0])) == pytest.approx(.5*.4 + .5*.4)
-    assert expected_calibration_error(torch.tensor([[1., 0.]]), torch.tensor([0])) == 0
-
-
-@pytest.mark.parametrize('fixed,broken,p', [(0, 0, 1.), (5, 5, 1.), (8, 0, 2/2**8), (9, 1, 22/2**10)])
-def test_mcnemar(fixed, broken, p): assert mcnemar(fixed, broken) == pytest.approx(p)
 
 
 # --- photographs -----------------------------------------------------------------------------------------------------------------

@@ -1,12 +1,12 @@
 "The focus-picking loss: golden values, properties, precision."
 import math
 import pytest, torch, torch.nn.functional as F
-from hypothesis import given, settings, assume, strategies as st
+from hypothesis import given, assume, strategies as st
 
-from focusnet_fastai.loss import focus_picking_loss, focus_terms, multi_warm_label, probability_difference, target_probabilities
+from focusnet_fastai.loss import check_range, focus_picking_loss, focus_terms, multi_warm_label, probability_difference, target_probabilities
 
 Z, ZB, Y = torch.tensor([[2., .5, -1., .1]]), torch.tensor([[1., 1.5, -.5, .2]]), torch.tensor([0])
-PAPER, RELEASED = dict(), dict(rule='released', label_smoothing=.1)
+PAPER, RELEASED, SOFT = dict(), dict(rule='released', label_smoothing=.1), dict(rule='soft')
 
 # variant, multi-warm label, L_cls, R_att, total, gradient of the total; worked out independently by hand
 GOLDEN = [
@@ -14,12 +14,13 @@ GOLDEN = [
     ({**PAPER, 'detach': True}, (1/3, 1/3, 0, 1/3), .211601, 1.485739, .804868, (.558613, -.241019, -.024994, -.292599)),
     ({**RELEASED}, (.5, .5, 0, 0), .411791, 1.102406, .621724, (.432068, -.412744, -.047642, .028318)),
     ({**RELEASED, 'detach': True}, (.5, .5, 0, 0), .411791, 1.102406, .621724, (.466946, -.432686, -.049994, .015734)),
+    ({**SOFT}, (.301098, .496426, .067184, .135292), .211601, 1.555652, .874781, (.535091, -.373143, -.087366, -.074582)),
 ]
 
 
 @pytest.mark.parametrize('kw,label,cls,att,total,grad', GOLDEN)
 def test_golden_values(kw, label, cls, att, total, grad):
-    assert torch.allclose(multi_warm_label(ZB, Y, kw.get('rule', 'positive')), torch.tensor([label]))
+    assert torch.allclose(multi_warm_label(ZB, Y, kw.get('rule', 'positive')), torch.tensor([label]), atol=1e-6)
     terms = focus_terms(Z, ZB, Y, **kw)
     assert list(terms) == ['cls', 'attention', 'entropy'] and all(t.shape == (1,) for t in terms.values())
     got = [terms['cls'].item(), terms['attention'].item(), terms['entropy'].item()]
@@ -75,14 +76,25 @@ def test_positive_rule_follows_a_shift(o):
 
 
 @given(logits)
-def test_gradients_of_attention_and_entropy(o):
+def test_soft_label_is_the_baselines_prediction(o):
+    "Whatever the target; the attention term is then KL(p^b || p) plus a constant"
+    z, zb, y = as_batch(o)
+    label = multi_warm_label(zb, y, 'soft')
+    assert torch.allclose(label, zb.softmax(1)) and torch.equal(label, multi_warm_label(zb, torch.zeros_like(y), 'soft'))
+    kl = F.kl_div(z.log_softmax(1), zb.log_softmax(1), reduction='none', log_target=True).sum(1)
+    h = -(zb.softmax(1)*zb.log_softmax(1)).sum(1)
+    assert torch.allclose(focus_terms(z, zb, y, 'soft')['attention'], kl + h)
+
+
+@given(logits, st.sampled_from(['positive', 'released', 'soft']))
+def test_gradients_of_attention_and_entropy(o, rule):
     "Equation 14, and the derivative of the entropy"
     z, zb, y = as_batch(o)
     z.requires_grad_()
-    t, p = focus_terms(z, zb, y), z.softmax(1)
+    t, p = focus_terms(z, zb, y, rule), z.softmax(1)
     att, = torch.autograd.grad(t['attention'].mean(), z, retain_graph=True)
     ent, = torch.autograd.grad(t['entropy'].mean(), z)
-    assert torch.allclose(att, (p - multi_warm_label(zb, y))/len(y), atol=1e-9)
+    assert torch.allclose(att, (p - multi_warm_label(zb, y, rule))/len(y), atol=1e-9)
     h = -(p*p.log()).sum(1, keepdim=True)
     assert torch.allclose(ent, -p*(p.log() + h)/len(y), atol=1e-9)
 
@@ -121,7 +133,7 @@ def test_gradcheck_in_float64(kw):
 def test_finite_for_huge_logits(scale):
     z = torch.tensor([[scale, 0., -scale], [0., 0., scale]], requires_grad=True)
     for zb in (z.detach(), -z.detach(), torch.zeros(2, 3)):
-        for rule in ('positive', 'released'):
+        for rule in ('positive', 'released', 'soft'):
             loss = focus_picking_loss(z, zb, torch.tensor([2, 0]), rule=rule, reduction='none')
             grad, = torch.autograd.grad(loss.sum(), z)
             assert loss.isfinite().all() and grad.isfinite().all()
@@ -180,5 +192,12 @@ def test_bad_input_is_named(z, zb, y, words):
     with pytest.raises(ValueError, match=words): focus_picking_loss(z, zb, y)
 
 
-def test_unknown_rule_is_named():
-    with pytest.raises(ValueError, match="'hot'.*positive"): multi_warm_label(ZB, Y, 'hot')
+@pytest.mark.parametrize('rule', ['hot', None, 3, True, ['positive']])
+def test_unknown_rule_is_named(rule):
+    with pytest.raises(ValueError, match="Unknown warm rule.*positive.*soft"): multi_warm_label(ZB, Y, rule)
+
+
+@pytest.mark.parametrize('low,high,value', [(0, 1, -.1), (0, 1, 1.1), (0, math.inf, -math.inf), (0, 1, math.nan)])
+def test_number_out_of_range_is_named(low, high, value):
+    with pytest.raises(ValueError, match='`alpha` must lie in 0'): check_range(low, high, alpha=value)
+    check_range(low, high, alpha=.5)

@@ -361,5 +361,16 @@ def test_not_a_network():
 
 def test_names_do_not_collide_with_fastais():
     import fastai.vision.all as fv
-    assert set(models.__all__) == {'lenet5', 'small_cnn', 'thin_resnet', 'small_resnet18', 'small_resnet34', 'half_mobilenet_v2', 'Complexity', 'complexity', 'networks', 'network'}
+    assert set(models.__all__) == {'lenet5', 'small_cnn', 'thin_resnet', 'small_resnet18', 'small_resnet34', 'half_mobilenet_v2', 'Complexity', 'complexity', 'networks', 'network', 'logits_layer'}
     assert not set(models.__all__) & {n for n in vars(fv) if not n.startswith('_')}
+
+
+@pytest.mark.parametrize('name', list(models.networks))
+def test_logits_layer_is_where_the_logits_come_from(name):
+    "The one rule, confirmed by value"
+    net, x = models.network(name, 10).eval(), torch.randn(2, 1 if name == 'lenet5' else 3, 32, 32)
+    seen = []
+    hook = net.get_submodule(models.logits_layer(net, 10)).register_forward_hook(lambda m, i, o: seen.append(o))
+    with torch.no_grad(): assert net(x) is seen[0] and len(seen) == 1
+    hook.remove()
+    with pytest.raises(ValueError, match='no Linear layer with 7 outputs'): models.logits_layer(net, 7)

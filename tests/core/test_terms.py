@@ -3,7 +3,7 @@ import copy, math, subprocess, sys, textwrap
 import pandas as pd, pytest, torch, torch.nn.functional as F
 from functools import partial
 from torch import nn
-from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CrossEntropyLossFlat, CSVLogger, DataLoaders, EarlyStoppingCallback,
+from fastai.vision.all import (BCEWithLogitsLossFlat, Callback, CancelStepException, CrossEntropyLossFlat, CSVLogger, DataLoaders, EarlyStoppingCallback,
                                LabelSmoothingCrossEntropyFlat, Learner, MixedPrecision, Normalize, OptimWrapper, Pipeline, SGD,
                                SaveModelCallback, TfmdDL, noop, set_seed)
 from fastai.callback.mixup import MixUp, CutMix
@@ -15,8 +15,8 @@ from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.focusnet import FocusNetCallback
 from focusnet_fastai.loss import focus_picking_loss, focus_terms
 from focusnet_fastai.models import lenet5
-from focusnet_fastai.reference import Baseline, FrozenNetwork, load_weights
-from focusnet_fastai.terms import LossTerms, TermColumns
+from focusnet_fastai.reference import Baseline
+from focusnet_fastai.terms import DivergedError, LossTerms, StopDiverged
 
 
 # --- the baseline -------------------------------------------------------------------------------------------------
@@ -41,8 +41,8 @@ def test_batchnorm_of_the_baseline_stays(dls):
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Dropout(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 10))
     seen = []
     learn = make_learner(dls)
-    with quiet(learn): learn.fit(1, 1e-3, cbs=[FocusNetCallback(net), InBatch(lambda l: seen.append(
-        (l.focus_net.frozen.net[1].training, l.focus_net.frozen.net[1].num_batches_tracked.item(), l.focus_net.baseline_logits.requires_grad)))])
+    with quiet(learn): learn.fit(1, 1e-3, cbs=[FocusNetCallback(Baseline(net, fold=False)), InBatch(lambda l: seen.append(
+        (l.focus_net.frozen.net.net[1].training, l.focus_net.frozen.net.net[1].num_batches_tracked.item(), l.focus_net.baseline_logits.requires_grad)))])
     assert set(seen) == {(False, 0, False)} and net[1].training
 
 
@@ -67,36 +67,6 @@ def test_several_inputs(dls):
     assert math.isfinite(learn.recorder.values[0][0])
 
 
-def test_saved_weights(tmp_path, dls, base):
-    learn = make_learner(dls, path=tmp_path)
-    learn.create_opt()
-    files = [learn.save('with_opt'), learn.save('plain', with_opt=False), tmp_path/'state.pth']
-    torch.save(learn.model.state_dict(), files[2])
-    from safetensors.torch import save_file
-    save_file(learn.model.state_dict(), tmp_path/'w.safetensors')
-    for f in files + [tmp_path/'w.safetensors', str(files[0])]:
-        for arch in (lambda: lenet5(10), lenet5(10)):
-            got = Baseline(f, arch=arch).model
-            assert all(torch.equal(a, b) for a, b in zip(got.state_dict().values(), learn.model.state_dict().values()))
-
-
-def test_weights_never_run_code(tmp_path):
-    marker = tmp_path/'ran'
-    class Evil:
-        def __reduce__(self): return (open, (str(marker), 'w'))
-    torch.save({'model': Evil()}, tmp_path/'evil.pth')
-    with pytest.raises(ValueError, match='evil.pth.*code'): load_weights(tmp_path/'evil.pth', lambda: lenet5(10))
-    assert not marker.exists()
-    torch.load(tmp_path/'evil.pth', weights_only=False)
-    assert marker.exists(), 'the file was not dangerous at all'
-
-
-def test_baseline_source_is_named(tmp_path):
-    with pytest.raises(TypeError, match='dict'): Baseline({})
-    with pytest.raises(ValueError, match='arch'): Baseline(tmp_path/'x.pth')
-    with pytest.raises(FileNotFoundError): Baseline(tmp_path/'x.pth', arch=lambda: lenet5(10))
-
-
 def test_another_architecture(dls):
     tiny = nn.Sequential(nn.Conv2d(1, 8, 3, 2), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(8, 10))
     learn = make_learner(dls)
@@ -111,7 +81,7 @@ def refused(learn, baseline, words, error=ValueError, **kw):
     before = [p.clone() for p in learn.model.parameters()]
     with pytest.raises(error, match=words), quiet(learn): learn.fit(1, 1e-2, cbs=FocusNetCallback(baseline, **kw))
     assert all(torch.equal(a, b) for a, b in zip(before, learn.model.parameters()))
-    assert not learn._grab_cbs((LossTerms, TermColumns))
+    assert not learn._grab_cbs(LossTerms)
     with quiet(learn): learn.fit(1, 1e-3)
 
 
@@ -158,15 +128,6 @@ def test_permuted_vocab_is_matched_by_name(dls):
         with quiet(learn): learn.fit(1, 1e-3, cbs=FocusNetCallback(b))
         rows.append(list(learn.recorder.values[0]))
     assert rows[0] == pytest.approx(rows[1], abs=1e-6)
-
-
-def test_permuted_vocab_of_a_learner(dls):
-    set_seed(0)
-    swapped = digits_dls(n_train=64)
-    other = Learner(swapped, lenet5(10))
-    b = Baseline(other)
-    b.vocab = b.vocab[::-1]
-    assert b.class_order(make_learner(dls)) == list(range(10))[::-1]
 
 
 def test_other_normalize(dls):
@@ -233,7 +194,7 @@ def test_two_methods(dls, base):
     learn = make_learner(dls)
     with pytest.raises(ValueError, match='Only one method'), quiet(learn):
         learn.fit(1, cbs=[FocusNetCallback(base), FocusNetCallback(base)])
-    assert not learn._grab_cbs((LossTerms, TermColumns))
+    assert not learn._grab_cbs(LossTerms)
 
 
 def test_terms_and_weights_must_agree(dls):
@@ -296,7 +257,7 @@ def test_columns_leave_with_the_callback(dls, base):
         learn.fit(1, 1e-3, cbs=FocusNetCallback(base))
         learn.fit(1, 1e-3)
     assert list(learn.recorder.metric_names) == ['epoch', 'train_loss', 'valid_loss', 'accuracy', 'time']
-    assert len(learn.recorder.values[0]) == 3 and not hasattr(learn, 'term_columns')
+    assert len(learn.recorder.values[0]) == 3
 
 
 def test_tracker_callbacks_watch_the_right_column(dls, base, tmp_path):
@@ -352,7 +313,7 @@ def test_events_outside_a_fit(dls, base):
     assert learn.get_preds()[0].shape == (len(dls.valid_ds), 10)
     learn.predict(dls.valid_ds[0][0]); learn.summary()
     with learn.no_bar(): learn.lr_find(show_plot=False, num_it=10)
-    assert learn._grab_cbs((LossTerms, TermColumns)) and learn.focus_net.frozen is None
+    assert learn._grab_cbs(LossTerms) and learn.focus_net.frozen is None
 
 
 def test_export_size_and_reload_without_the_baseline(dls, base, tmp_path):
@@ -517,3 +478,245 @@ def test_compiled_and_parallel_baselines_are_unwrapped(dls):
     for wrapped in (nn.DataParallel(net), torch.compile(net)):
         learn = make_learner(dls)
         with quiet(learn): learn.fit(1, 1e-3, cbs=FocusNetCallback(wrapped))
+
+
+# --- columns and method have one owner -----------------------------------------------------------------------------------
+
+NAMES = ['epoch', 'train_loss', 'valid_loss', 'accuracy', 'cls', 'attention', 'entropy', 'time']
+PLAIN = NAMES[:4] + NAMES[-1:]
+
+
+def fitted(learn, names):
+    "One epoch more: the columns are `names`, and each row has a number for each of them"
+    with quiet(learn): learn.fit(1, 1e-3)
+    assert list(learn.recorder.metric_names) == names and [len(o) for o in learn.recorder.values] == [len(names)-2]
+    assert all(math.isfinite(o) for o in learn.recorder.values[0])
+
+
+def remove_and_add(learn):
+    with learn.removed_cbs(learn._grab_cbs(LossTerms)): pass
+
+
+def interrupt(learn):
+    with pytest.raises(KeyboardInterrupt): learn.fit(1, cbs=CtrlC('after_loss'))
+
+
+WAYS = dict(summary=lambda l: l.summary(), validate=lambda l: l.validate(), get_preds=lambda l: l.get_preds(), predict=lambda l: l.predict(l.dls.valid_ds[0][0]),
+            removed=remove_and_add, ctrl_c=interrupt, lr_find=lambda l: l.lr_find(show_plot=False, num_it=5), twice=lambda l: (l.summary(), l.summary()),
+            no_bar=lambda l: l.no_bar().__enter__(), tta=lambda l: l.tta(n=1) if hasattr(l.dls.valid.dataset, 'set_split_idx') else None)
+
+
+@pytest.mark.parametrize('way', WAYS)
+def test_columns_are_exact_whatever_happens(dls, base, way, tmp_path):
+    learn = make_learner(dls, cbs=FocusNetCallback(base), path=tmp_path)
+    with quiet(learn): WAYS[way](learn)
+    fitted(learn, NAMES)
+    with quiet(learn): WAYS[way](learn)
+    learn.remove_cb(FocusNetCallback)
+    assert not learn._grab_cbs(LossTerms)
+    fitted(learn, PLAIN)
+    for _ in range(2): learn.predict(dls.valid_ds[0][0])
+    learn.export(tmp_path/'a.pkl')
+    from fastai.vision.all import load_learner
+    assert load_learner(tmp_path/'a.pkl').predict(dls.valid_ds[0][0])[0] == learn.predict(dls.valid_ds[0][0])[0]
+
+
+class Nested(Callback):
+    "Calls `f(learn)` at an event of the training itself"
+    def __init__(self, event, f, order=0):
+        self.f, self.order, self.done = f, order, 0
+        setattr(self, event, self.go)
+    def go(self):
+        if self.learn.lock.locked(): return
+        self.done += 1
+        self.f(self.learn)
+
+
+@pytest.mark.parametrize('event,order', [('after_epoch', 0), ('after_epoch', 70), ('before_epoch', 0), ('before_validate', 0), ('after_train', 0), ('after_train', 55)])
+@pytest.mark.parametrize('call', ['validate', 'get_preds'])
+def test_validating_inside_a_fit(dls, base, event, order, call):
+    "Names and rows are those of a fit without it"
+    rows = []
+    for cbs in ([], [Nested(event, lambda l: getattr(l, call)(), order)]):
+        learn = make_learner(dls)
+        with quiet(learn): learn.fit(2, 1e-3, cbs=[FocusNetCallback(base), *cbs])
+        assert list(learn.recorder.metric_names) == NAMES
+        rows.append([list(o) for o in learn.recorder.values])
+        assert not cbs or cbs[0].done == 2
+    assert rows[0] == [pytest.approx(o) for o in rows[1]]
+    assert len(learn.recorder.losses) == 8
+
+
+def test_validating_after_a_fit_keeps_its_record(dls, base):
+    for permanent in (True, False):
+        learn = make_learner(dls, cbs=FocusNetCallback(base) if permanent else None)
+        with quiet(learn): learn.fit(2, 1e-3, cbs=None if permanent else FocusNetCallback(base))
+        rows, losses = [list(o) for o in learn.recorder.values], list(learn.recorder.losses)
+        loss, acc = learn.validate()
+        learn.get_preds()
+        assert list(learn.recorder.metric_names) == NAMES and [list(o) for o in learn.recorder.values] == rows and learn.recorder.losses == losses
+        assert [loss, acc] == pytest.approx(rows[-1][1:3], abs=1e-6)
+
+
+def test_recorder_without_a_method_is_fastais(dls):
+    "A learner that never had a method records, and forgets, as fastai does"
+    learn = make_learner(dls)
+    fitted(learn, PLAIN)
+    got = learn.validate()
+    assert [list(o) for o in learn.recorder.values] == [list(got)] and list(learn.recorder.metric_names) == PLAIN
+
+
+def test_recorder_with_other_columns(dls, base):
+    learn = make_learner(dls, cbs=FocusNetCallback(base))
+    learn.recorder.train_metrics, learn.recorder.add_time = True, False
+    with quiet(learn): learn.fit(1, 1e-3)
+    names = ['epoch', 'train_loss', 'train_accuracy', 'valid_loss', 'valid_accuracy', 'cls', 'attention', 'entropy']
+    assert list(learn.recorder.metric_names) == names and len(learn.recorder.values[0]) == 7
+
+
+def test_one_callback_for_two_learners_is_refused(dls, base):
+    cbs = [FocusNetCallback(base)]
+    a = make_learner(dls, cbs=cbs)
+    with pytest.raises(ValueError, match='belongs to another learner.*make a new one'): make_learner(dls, cbs=cbs)
+    b = make_learner(dls)
+    with pytest.raises(ValueError, match='belongs to another learner'), quiet(b): b.fit(1, cbs=cbs)
+    fitted(a, NAMES)
+    fitted(b, PLAIN)
+    a.remove_cb(cbs[0])
+    b.add_cb(cbs[0])
+    fitted(b, NAMES)
+    fitted(a, PLAIN)
+
+
+def test_the_advice_works(dls, base, tmp_path):
+    "What the messages of a reloaded learner, and of a cell run twice, say to type"
+    from fastai.vision.all import load_learner
+    learn = make_learner(dls, cbs=FocusNetCallback(base))
+    learn.export(tmp_path/'a.pkl')
+    again = load_learner(tmp_path/'a.pkl')
+    again.dls = dls
+    for learn, words in ((again, 'no baseline'), (make_learner(dls, cbs=[FocusNetCallback(base), FocusNetCallback(base)]), 'there are 2')):
+        with pytest.raises((RuntimeError, ValueError), match=words) as e, quiet(learn): learn.fit(1)
+        assert 'learn.remove_cb(FocusNetCallback)' in str(e.value) and 'cbs=' in str(e.value)
+        learn.remove_cb(FocusNetCallback)
+        with quiet(learn): learn.fit(1, 1e-3, cbs=FocusNetCallback(base))
+        assert list(learn.recorder.metric_names) == NAMES
+
+
+def test_no_images(dls, base, tmp_path):
+    from fastai.vision.all import load_learner
+    make_learner(dls).export(tmp_path/'a.pkl')
+    learn = load_learner(tmp_path/'a.pkl')
+    before = [p.clone() for p in learn.model.parameters()]
+    with pytest.raises(ValueError, match='not one batch.*learn.dls = dls'), quiet(learn): learn.fit(1, 1e-3, cbs=FocusNetCallback(base))
+    assert all(torch.equal(a, b) for a, b in zip(before, learn.model.parameters()))
+    few = make_learner(digits_dls(n_train=20, bs=64))
+    few.dls.loaders[0] = few.dls.loaders[0].new(drop_last=True)
+    with pytest.raises(ValueError, match='smaller `bs`'), quiet(few): few.fit(1, 1e-3, cbs=FocusNetCallback(base))
+
+
+# --- other losses, targets and outputs --------------------------------------------------------------------------------------
+
+def my_loss(pred, y): return F.cross_entropy(pred, y)
+class MyLoss(nn.Module):
+    def forward(self, pred, y): return F.cross_entropy(pred, y)
+
+
+@pytest.mark.parametrize('loss,words', [(partial(F.cross_entropy, weight=torch.ones(10)), 'partial'), (lambda p, y: F.cross_entropy(p, y), '<lambda>'),
+                                        (my_loss, 'my_loss'), (MyLoss(), 'MyLoss'), (nn.NLLLoss(), 'NLLLoss')])
+def test_custom_loss_warns_once(dls, base, loss, words):
+    learn = make_learner(dls, loss_func=loss)
+    with pytest.warns(UserWarning) as told, quiet(learn): learn.fit(1, 1e-3, cbs=FocusNetCallback(base))
+    assert [str(o.message) for o in told if 'valid_loss' in str(o.message)] == [f"FocusNetCallback trains on its own loss: the learner's loss {words} only counts for valid_loss"]
+
+
+@pytest.mark.parametrize('loss', [nn.CrossEntropyLoss(), CrossEntropyLossFlat(), F.cross_entropy])
+def test_plain_losses_do_not_warn(dls, base, loss, recwarn):
+    learn = make_learner(dls, loss_func=loss)
+    with quiet(learn): learn.fit(1, 1e-3, cbs=FocusNetCallback(base))
+    assert not [o for o in recwarn if 'valid_loss' in str(o.message)]
+
+
+@pytest.mark.parametrize('make,words', [(lambda y: y[:, None], 'squeeze them'), (lambda y: y.float(), 'whole numbers'), (lambda y: y[:, None].float()*0 + 1, 'squeeze them'),
+                                        (lambda y: torch.stack([y, y], 1), 'Multi-label'), (lambda y: F.one_hot(y, 10) | F.one_hot((y+1)%10, 10), 'Multi-label'),
+                                        (lambda y: y[:, None, None], 'one class'), (lambda y: F.one_hot(y, 10).float()*2 - .1, 'Multi-label')])
+def test_the_reason_of_wrong_targets(make, words):
+    from focusnet_fastai.terms import check_targets
+    y = torch.arange(8)
+    with pytest.raises(ValueError, match=words): check_targets(make(y))
+    for ok in (y, y.int(), F.one_hot(y, 10), F.one_hot(y, 10).float()*.9 + .01): check_targets(ok)
+
+
+def test_one_label_in_a_list_of_labels_is_still_multi_label():
+    from fastai.vision.all import TensorMultiCategory
+    from focusnet_fastai.terms import check_targets
+    with pytest.raises(ValueError, match='Multi-label'): check_targets(TensorMultiCategory(F.one_hot(torch.arange(4), 10).float()))
+
+
+class Auxiliary(nn.Module):
+    "Two outputs in training, as Inception has them"
+    def __init__(self): super().__init__(); self.net, self.aux = lenet5(10), nn.Linear(1024, 10)
+    def forward(self, x): return (self.net(x), self.aux(x.flatten(1))) if self.training else self.net(x)
+
+
+@pytest.mark.parametrize('loss', [CrossEntropyLossFlat(), lambda out, y: F.cross_entropy(out[0], y) + .4*F.cross_entropy(out[1], y) if isinstance(out, tuple) else F.cross_entropy(out, y)])
+def test_auxiliary_outputs_are_refused(dls, base, loss, recwarn):
+    learn = make_learner(dls, model=Auxiliary(), loss_func=loss)
+    before = [p.clone() for p in learn.model.parameters()]
+    with pytest.raises(ValueError, match='Auxiliary gives 2 outputs.*FocusNetCallback trains on the first alone.*aux_logits'), quiet(learn):
+        learn.fit(1, 1e-2, cbs=[CpuBf16('bf16'), FocusNetCallback(base)])
+    assert not torch.is_autocast_enabled('cpu') and all(torch.equal(a, b) for a, b in zip(before, learn.model.parameters()))
+
+
+# --- untrained and diverged --------------------------------------------------------------------------------------------------
+
+def test_untrained_baseline_is_warned_of_before_the_first_step(dls, base):
+    seen = []
+    learn = make_learner(dls)
+    with pytest.warns(UserWarning, match='no better than guessing among 10 classes') as told, quiet(learn):
+        learn.fit(2, 1e-3, cbs=[FocusNetCallback(lenet5(10)), InBatch(lambda l: seen.append(len(told)))])
+    assert seen[0] == 1 and sum('guessing' in str(o.message) for o in told) == 1
+
+
+def test_untrained_baseline_on_small_batches(base):
+    "One batch of four images proves nothing; the first epoch does"
+    learn = make_learner(digits_dls(n_train=256, bs=4))
+    with pytest.warns(UserWarning, match=r'of 256 images, no better'), quiet(learn): learn.fit(1, 1e-3, cbs=FocusNetCallback(lenet5(10)))
+
+
+def test_trained_baselines_are_not_accused(dls, base, recwarn):
+    for d in (dls, digits_dls(n_train=64, bs=2)):
+        learn = make_learner(d)
+        with quiet(learn): learn.fit(1, 1e-3, cbs=FocusNetCallback(base))
+    assert not [o for o in recwarn if 'guessing' in str(o.message)]
+
+
+@pytest.mark.parametrize('cb', [lambda base: FocusNetCallback(base), lambda base: StopDiverged()])
+def test_a_diverged_training_ends_with_its_epoch(dls, base, cb):
+    learn, epochs = make_learner(dls, opt_func=SGD), []
+    class NoteEpoch(Callback):
+        def before_epoch(self): epochs.append(self.epoch)
+    def poison(l):
+        if l.epoch == 1: l.opt.set_hyper('lr', 1e20)
+    with pytest.raises(DivergedError, match='diverged in epoch 1.*smaller learning rate'), quiet(learn): learn.fit(4, 1e-3, cbs=[cb(base), NoteEpoch(), InBatch(poison)])
+    assert epochs == [0, 1] and not learn._grab_cbs(LossTerms)
+
+
+def test_a_loss_that_is_never_finite(dls, base):
+    class Nan(FocusNetCallback):
+        def terms(self, pred, y): return {k: v*math.nan if k == 'cls' else v for k, v in super().terms(pred, y).items()}
+    learn = make_learner(dls)
+    class NoStep(Callback):
+        def before_step(self): raise CancelStepException
+    with pytest.raises(DivergedError, match='epoch 0: The loss was never finite'), quiet(learn): learn.fit(2, cbs=[Nan(base), NoStep()])
+
+
+def test_one_infinite_loss_is_no_catastrophe(dls, base):
+    "As when mixed precision skips a step"
+    class Once(FocusNetCallback):
+        def terms(self, pred, y): return {k: v*(math.inf if self.iter == 1 else 1) for k, v in super().terms(pred, y).items()}
+    class Skip(Callback):
+        def before_step(self):
+            if self.iter == 1: raise CancelStepException
+    learn = make_learner(dls)
+    with quiet(learn): learn.fit(1, cbs=[Once(base), Skip()])

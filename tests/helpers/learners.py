@@ -59,3 +59,12 @@ def small(n_train=128, bs=32, shuffle=True, **kw):
 def state(m): return {k: v.clone() for k, v in m.state_dict().items()}
 def same(a, b): return a.keys() == b.keys() and all(torch.equal(a[k], b[k]) for k in a)
 def n_params(m): return sum(p.numel() for p in m.parameters())
+
+
+def same_batches(a, b):
+    "Two loaders give the same batches, in the same types"
+    a, b = list(a), list(b)
+    assert len(a) == len(b)
+    for o, p in zip(a, b):
+        assert [type(t) for t in o] == [type(t) for t in p]
+        assert all(torch.equal(t, u) for t, u in zip(o, p))

@@ -1,9 +1,10 @@
 """A server of runs for the tests: it imports once, and makes each run in a forked process of its own, which can be killed.
 
-A job is a line of JSON with the arguments of `run`, `out` (a file for what the run prints) and perhaps `when`: what happens to the run at which moment. The answer is the process's number;
+A job is a line of JSON with the arguments of `run`, `out` (a file for what the run prints) or `tty` (the name of a pseudo-terminal), and perhaps `when`: what happens to the run at which moment. The answer is
+the process's number;
 `{"wait": number}` waits for it and answers with its exit code (negative: the signal that killed it).
 """
-import ctypes, json, os, resource, signal, sys, traceback, warnings
+import ctypes, fcntl, json, os, resource, signal, sys, termios, traceback, warnings
 warnings.filterwarnings('ignore')
 import torch
 torch.set_num_threads(1)
@@ -33,12 +34,15 @@ recipes = dict(crops=crops, photos=photos)
 
 
 class AtBatch(Callback):
-    "Killed before the batch `when` of the method or of its baseline"
-    when = None
+    "Before the batch `when` of the method or of its baseline: killed, or it waits for Ctrl-C"
+    when, do = None, 'kill'
     def before_batch(self):
         now = [getattr(self.learn, o, None) for o in ('epoch', 'training', 'iter')]  # outside of a fit there is no epoch
         here = ('method' if self.learn._grab_cbs(LossTerms) else 'baseline', *now)
-        if here == self.when: os.kill(os.getpid(), signal.SIGKILL)
+        if here != self.when: return
+        if self.do == 'kill': os.kill(os.getpid(), signal.SIGKILL)
+        print('waiting', flush=True)
+        signal.pause()
 
 
 def at_file(event, file, n):
@@ -92,10 +96,28 @@ def logger(when):
     return log
 
 
+def at_terminal(name):
+    "Sit at a terminal of one's own, where Ctrl-C is typed"
+    os.setsid()
+    tty = os.open(name, os.O_RDWR)
+    fcntl.ioctl(tty, termios.TIOCSCTTY, 0)
+    for fd in range(3): os.dup2(tty, fd)
+
+
+def to_file(name):
+    "Print into a file"
+    out = os.open(name, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+    for fd in (1, 2): os.dup2(out, fd)
+    os.close(0)
+
+
 def child(job):
-    out, when = os.open(job.pop('out'), os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644), job.pop('when', None)
-    os.dup2(out, 1); os.dup2(out, 2); os.close(0)
-    if when and 'method' in when: AtBatch.when = tuple(when[o] for o in ('method', 'epoch', 'train', 'iter')); defaults.callbacks = [*defaults.callbacks, AtBatch]
+    when, out, tty = job.pop('when', None), job.pop('out', None), job.pop('tty', None)
+    if tty: at_terminal(tty)
+    else: to_file(out)
+    if when and 'method' in when:
+        AtBatch.when, AtBatch.do = tuple(when[o] for o in ('method', 'epoch', 'train', 'iter')), when.get('do', 'kill')
+        defaults.callbacks = [*defaults.callbacks, AtBatch]
     if when and 'event' in when: at_file(**when)
     if job.pop('obey', False): obey_modes()
     disk = job.pop('disk', None)
@@ -115,6 +137,7 @@ def child(job):
     except RunError as e:
         print('RunError:', e, flush=True)
         return 3
+    except KeyboardInterrupt: return 130
     except BaseException:
         traceback.print_exc()
         return 1
