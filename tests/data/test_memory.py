@@ -1,38 +1,28 @@
-"The loaders: in memory against fastai's item-wise ones, crops and flips of whole batches, the digits."
-import os, random, re, subprocess, sys, time
+"The loaders: in memory against fastai's item-wise ones, crops and flips of whole batches"
+import os, random, re, subprocess, sys
 from pathlib import Path
-
-import numpy as np, pytest, torch
-import matplotlib.pyplot as plt
+import matplotlib.pyplot as plt, numpy as np, pytest, torch
 from PIL import Image
 from scipy.stats import chi2_contingency, chisquare
-from sklearn.datasets import load_digits
 from torch import nn
+from fastai.vision.all import (Categorize, ClassificationInterpretation, CropPad, CrossEntropyLossFlat, Datasets, Flip, FlipItem, L, Learner, MixUp, PILImage, PILImageBW,
+                               Pipeline, RandomCrop, TensorCategory, TensorImage, TensorImageBW, TfmdDL, Transform, accuracy, load_learner, set_seed)
+from fastai.vision.all import Normalize, imagenet_stats
 import fastai.vision.all as fv
-from fastai.vision.all import (AffineCoordTfm, Categorize, CategoryBlock, ClassificationInterpretation, CropPad, CrossEntropyLossFlat, DataBlock, Datasets,
-                               Flip, FlipItem, ImageBlock, ImageDataLoaders, IndexSplitter, IntToFloatTensor, L, Learner, MixUp, MultiCategoryBlock, Normalize,
-                               PILImage, PILImageBW, Pipeline, RandomCrop, RandomResizedCrop, Resize, Rotate, TensorCategory, TensorImage, TensorImageBW,
-                               TfmdDL, Transform, WeightedDL, accuracy, first, get_image_files, imagenet_stats, load_learner, parent_label, set_seed, tensor)
 from fastai.distributed import DistributedDL
-
-import focusnet_fastai.data.memory as D
+from focusnet_fastai.data import archives, convert, digits, folder, memory, photos, small
+from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.data.memory import CropBatch, FlipBatch, ImageTensors, InMemoryDL, InMemoryLoaders
-from focusnet_fastai.data.convert import in_memory
-from focusnet_fastai.data.digits import digits_dls, digits_split, digits_stats
+from helpers.learners import same_batches
+from helpers.miniatures import quietly
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
+
+
 def itemwise(ds, **kwargs):
     "fastai's own loader over the same images, one by one"
     dsets = Datasets(range(len(ds)), [[lambda i: ds.img_cls(ds.x[i].clone())], [lambda i: ds.vocab[int(ds.y[i])], Categorize(list(ds.vocab), sort=False)]])
     return TfmdDL(dsets, num_workers=0, **kwargs)
-
-
-def same_batches(a, b):
-    a, b = list(a), list(b)
-    assert len(a) == len(b)
-    for o, p in zip(a, b):
-        assert [type(t) for t in o] == [type(t) for t in p]
-        assert all(torch.equal(t, u) for t, u in zip(o, p))
 
 
 @pytest.fixture()
@@ -48,10 +38,6 @@ def learn():
     res = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)), metrics=accuracy)
     with res.no_bar(), res.no_logging(): res.fit(6, 1e-2)
     return res
-
-
-def quietly(learn, f, *args, **kwargs):
-    with learn.no_bar(): return f(*args, **kwargs)
 
 
 # -- the loader against fastai's --------------------------------------------------------------------------------------
@@ -243,85 +229,6 @@ def test_test_dl_refuses(ds, items, labels, error, message):
     with pytest.raises(error, match=message): dls.test_dl(items, with_labels=labels)
 
 
-# -- digits -----------------------------------------------------------------------------------------------------------
-
-def test_digits():
-    dls = digits_dls(300)
-    assert (len(dls.train_ds), len(dls.valid_ds), dls.c, dls.n_inp) == (300, 797, 10, 1)
-    assert list(dls.vocab) == [str(i) for i in range(10)] and isinstance(dls.train_ds.loss_func, CrossEntropyLossFlat)
-    x, y = dls.one_batch()
-    assert (type(x), tuple(x.shape), x.dtype, type(y), y.dtype) == (TensorImageBW, (64, 1, 32, 32), torch.float32, TensorCategory, torch.int64)
-    shown = dls.train.decode((x, y))[0]
-    assert -1e-5 <= shown.min() < .01 and .9 < shown.max() <= 1 + 1e-5
-    assert len(list(dls.train)) == 300//64 and sum(len(b[1]) for b in dls.valid) == 797
-    assert not dls.valid.shuffle and digits_dls(100, bs=16, val_bs=797).valid.bs == 797
-
-
-def test_digits_are_the_real_ones():
-    real = load_digits()
-    pool, valid = digits_split()
-    dls = digits_dls(1000, size=8)
-    assert torch.equal(dls.valid_ds.x, torch.tensor(real.images[valid], dtype=torch.float32)[:, None]/16)
-    assert torch.equal(dls.valid_ds.y, torch.tensor(real.target[valid]))
-    train = {(o.tobytes(), int(t)) for o, t in zip((dls.train_ds.x*16).byte().numpy(), dls.train_ds.y)}
-    assert train == {(o.astype(np.uint8).tobytes(), int(t)) for o, t in zip(real.images[pool], real.target[pool])}
-    assert sorted([*pool, *valid]) == list(range(1797)) and len(valid) == 797
-    share = np.bincount(real.target[valid])/np.bincount(real.target)
-    assert share.min() > .43 and share.max() < .455  # 797/1797 is 0.4435
-
-
-def test_digits_split_never_moves():
-    "Results of different versions stay comparable: the split is pinned"
-    valid = digits_split()[1]
-    assert valid[:8].tolist() == [2, 3, 4, 5, 6, 9, 11, 14] and valid.sum() == 733942
-    assert digits_dls(5, seed=7).train_ds.y.tolist() == [1, 4, 1, 5, 8]
-
-
-def test_digits_seeds():
-    same, other, less = digits_dls(300, seed=0), digits_dls(300, seed=1), digits_dls(100, seed=0)
-    ref = digits_dls(300)
-    assert torch.equal(ref.train_ds.x, same.train_ds.x) and not torch.equal(ref.train_ds.x, other.train_ds.x)
-    assert torch.equal(less.train_ds.x, ref.train_ds.x[:100])
-    for o in (other, less): assert torch.equal(o.valid_ds.x, ref.valid_ds.x) and torch.equal(o.valid_ds.y, ref.valid_ds.y)
-    all_of = lambda s: sorted(digits_dls(1000, seed=s).train_ds.x.flatten(1).double().pow(2).sum(1).tolist())
-    assert all_of(0) == all_of(5)
-
-
-def test_digits_leave_the_random_state_alone():
-    "The choice of digits draws nothing from torch or numpy; the order of an epoch follows fastai's set_seed"
-    torch.manual_seed(4); np.random.seed(4)
-    before = torch.get_rng_state(), np.random.get_state()[1].copy()
-    digits_dls(100, seed=3)
-    assert torch.equal(before[0], torch.get_rng_state()) and (before[1] == np.random.get_state()[1]).all()
-    orders = []
-    for s in (0, 0, 1):
-        set_seed(s)
-        orders.append(torch.cat([y for _, y in digits_dls(200).train]))
-    assert torch.equal(orders[0], orders[1]) and not torch.equal(orders[0], orders[2])
-
-
-def test_digits_cannot_be_spoilt():
-    a = digits_dls(50)
-    a.train_ds.x.zero_(); a.valid_ds.x.zero_()
-    b = digits_dls(50)
-    assert b.train_ds.x.max() > .9 and b.valid_ds.x.max() > .9
-
-
-def test_digits_stats_and_sizes():
-    x = digits_dls(1000).train_ds.x
-    assert abs(x.mean() - digits_stats[0][0]) < 1e-4 and abs(x.std() - digits_stats[1][0]) < 1e-4
-    xb = torch.cat([x for x, _ in digits_dls(1000, drop_last=False).train])
-    assert abs(xb.mean()) < 1e-3 and abs(xb.std() - 1) < 1e-3
-    assert digits_dls(10, size=28).one_batch()[0].shape == (10, 1, 28, 28)
-    assert not list(f for f in digits_dls(10, batch_tfms=[]).after_batch.fs if isinstance(f, Normalize))
-
-
-@pytest.mark.parametrize('kwargs,message', [(dict(n_train=1001), r'n_train must lie in 1\.\.1000, but is 1001'), (dict(n_train=0), 'but is 0'),
-                                            (dict(size=7), 'at least 8, but is 7')])
-def test_digits_refused(kwargs, message):
-    with pytest.raises(ValueError, match=message): digits_dls(**kwargs)
-
-
 # -- with a Learner ---------------------------------------------------------------------------------------------------
 
 def test_learner_trains(learn):
@@ -417,17 +324,6 @@ def test_mixup_trains():
     learn = Learner(digits_dls(128), nn.Sequential(nn.Flatten(), nn.Linear(1024, 10)), cbs=MixUp())
     with learn.no_bar(), learn.no_logging(): learn.fit(1)
     assert np.isfinite(learn.recorder.losses).all()
-
-
-def test_faster_than_item_by_item():
-    dls = digits_dls(1000)
-    dl = itemwise(dls.train_ds, bs=64, shuffle=True, drop_last=True, after_batch=Normalize.from_stats(*digits_stats))
-    def seconds(dl):
-        start = time.perf_counter()
-        for _ in dl: pass
-        return time.perf_counter() - start
-    whole, single = (min(seconds(o) for _ in range(5)) for o in (dls.train, dl))
-    assert single > 4*whole, (single, whole)  # about 10 times; the machine may be busy
 
 
 # -- crops and flips --------------------------------------------------------------------------------------------------
@@ -537,103 +433,6 @@ def test_on_a_gpu():
     assert not b.to('cpu').train_ds.x.is_cuda
 
 
-# -- in_memory --------------------------------------------------------------------------------------------------------
-
-@pytest.fixture(scope='module')
-def pngs(tmp_path_factory):
-    "60 generated colour images of 16x16 in folders of three classes"
-    path, rng = tmp_path_factory.mktemp('pngs'), np.random.RandomState(0)
-    for i in range(60):
-        (path/'abc'[i % 3]).mkdir(exist_ok=True)
-        Image.fromarray(rng.randint(0, 256, (16, 16, 3)).astype(np.uint8)).save(path/'abc'[i % 3]/f'{i:02}.png')
-    return path
-
-
-def plain_dls(path, **kwargs):
-    "fastai's own loaders, item by item"
-    kwargs = {'valid_pct': .25, 'seed': 0, 'bs': 10, 'num_workers': 0, 'batch_tfms': Normalize.from_stats(*imagenet_stats), **kwargs}
-    return ImageDataLoaders.from_folder(path, **kwargs)
-
-
-@pytest.mark.parametrize('kwargs', [dict(), dict(bs=7, val_bs=4), dict(item_tfms=Resize(12, 'squish')), dict(item_tfms=Resize(12)), dict(item_tfms=Resize((12, 20), 'squish')),
-                                    dict(item_tfms=CropPad(20)), dict(item_tfms=CropPad(12)), dict(item_tfms=[FlipItem(0.), CropPad(24), RandomCrop(24)]), dict(item_tfms=FlipItem(1.)), dict(shuffle=False), dict(batch_tfms=[])], ids=str)
-def test_in_memory_gives_the_same_batches(pngs, kwargs):
-    random.seed(5)
-    plain = plain_dls(pngs, **kwargs)
-    held = in_memory(plain)
-    assert type(held) is InMemoryLoaders and held.path == plain.path and list(held.vocab) == list(plain.vocab) == ['a', 'b', 'c'] and held.c == 3
-    for _ in range(2):
-        for a, b in zip(plain, held): same_batches(a, b)
-    assert plain.train.rng.getstate() == held.train.rng.getstate()
-    for f in (pngs/'a'/'00.png', PILImage.create(pngs/'b'/'01.png')):
-        assert torch.allclose(plain.test_dl([f]).one_batch()[0], held.test_dl([f]).one_batch()[0], atol=1e-5)
-    a, b = plain.test_dl(plain.valid_ds.items, with_labels=True).one_batch(), held.test_dl([(f, Path(f).parent.name) for f in plain.valid_ds.items], with_labels=True).one_batch()
-    assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
-
-
-def test_in_memory_augments(pngs):
-    "Crops and flips in training; the validation images are those of the plain loaders"
-    plain = plain_dls(pngs, item_tfms=[CropPad(20), RandomCrop(16), FlipItem()], shuffle=False, drop_last=False)
-    held = in_memory(plain)
-    assert [type(f) for f in held.train.after_batch.fs[:2]] == [CropBatch, FlipBatch] and held.train_ds.x.shape[1:] == (3, 20, 20)
-    same_batches(plain.valid, held.valid)
-    assert not torch.equal(held.train.one_batch()[0], held.train.one_batch()[0])
-    def seen(dl): return {o.numpy().tobytes() for _ in range(200) for o in dl.one_batch()[0][:2]}
-    random.seed(0); torch.manual_seed(0)
-    dls = [in_memory(plain_dls(pngs, batch_tfms=[], item_tfms=[CropPad(18), RandomCrop(16), FlipItem()], shuffle=False)) , plain_dls(pngs, batch_tfms=[], item_tfms=[CropPad(18), RandomCrop(16), FlipItem()], shuffle=False)]
-    a, b = (seen(o.train) for o in dls)
-    assert a == b and len(a) == 2*9*2  # the very same 3*3*2 versions of both images
-
-
-def test_in_memory_leaves_the_original_alone(pngs):
-    plain = plain_dls(pngs)
-    before, held = [f for f in plain.train.after_batch.fs], in_memory(plain)
-    assert all(f is g for f, g in zip(before, plain.train.after_batch.fs)) and not {*map(id, before)} & {*map(id, held.train.after_batch.fs)}
-    learn = Learner(held, nn.Sequential(nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(3, 3)), metrics=accuracy)
-    with learn.no_bar(), learn.no_logging():
-        learn.fit(1)
-        assert learn.predict(pngs/'a'/'00.png')[0] in 'abc'
-
-
-def test_in_memory_grey_and_workers(pngs):
-    block = DataBlock((ImageBlock(PILImageBW), CategoryBlock), get_items=get_image_files, get_y=parent_label, splitter=IndexSplitter(range(10)))
-    plain = block.dataloaders(pngs, bs=10, num_workers=2)
-    held = in_memory(plain)
-    assert held.train_ds.x.shape == (50, 1, 16, 16) and held.train_ds.img_cls is TensorImageBW and held.train.fake_l.num_workers == 0
-    same_batches(plain.valid, held.valid)
-
-
-class Strange(Transform):
-    def encodes(self, x: PILImage): return x
-
-
-@pytest.mark.parametrize('kwargs,name', [
-    (dict(item_tfms=RandomResizedCrop(16)), 'RandomResizedCrop'), (dict(item_tfms=Strange()), 'Strange'), (dict(item_tfms=[Resize(8, 'squish', p=.5)]), 'Resize.* with p=0.5'),
-    (dict(item_tfms=Resize((8, 12))), "Resize with method 'crop': it takes a random part of .*png, which has 16x16 pixels"),
-    (dict(item_tfms=Resize((8, 12), 'pad')), "Resize with method 'pad': it takes a random part"),
-    (dict(item_tfms=[CropPad(19)]), 'CropPad: it would not put .*png'), (dict(item_tfms=RandomCrop(17)), 'RandomCrop to 17x17: it is larger than the images'),
-    (dict(bs=None, drop_last=False), 'bs=None'), (dict(create_item=lambda i: None), "create_item"), (dict(before_batch=Strange()), 'Strange'),
-    (dict(dl_type=WeightedDL, wgts=np.ones(45)), 'WeightedDL')], ids=lambda o: o if isinstance(o, str) else '')
-def test_in_memory_refuses_by_name(pngs, kwargs, name):
-    if 'dl_type' in kwargs or 'before_batch' in kwargs or 'create_item' in kwargs or kwargs.get('bs', 0) is None:
-        plain = plain_dls(pngs)
-        if 'dl_type' in kwargs: plain.loaders[0] = plain.train.new(cls=WeightedDL, wgts=np.ones(45))
-        else: plain.loaders[0] = plain.train.new(**kwargs)
-    else: plain = plain_dls(pngs, **kwargs)
-    with pytest.raises(ValueError, match=f'in_memory cannot translate .*{name}'): in_memory(plain)
-
-
-def test_in_memory_refuses_other_targets_and_sizes(pngs, tmp_path):
-    block = DataBlock((ImageBlock, MultiCategoryBlock), get_items=get_image_files, get_y=lambda f: [f.parent.name], splitter=IndexSplitter(range(10)))
-    with pytest.raises(ValueError, match='MultiCategorize|EncodedMulti|OneHotEncode'): in_memory(block.dataloaders(pngs, bs=10, num_workers=0))
-    for i in range(4): Image.new('RGB', (16 + (i == 3), 16)).save(mkdirs(tmp_path/'ab'[i % 2])/f'{i}.png')
-    with pytest.raises(ValueError, match=r'3.png has \(3, 16, 17\): add a Resize|but .*png has'): in_memory(ImageDataLoaders.from_folder(tmp_path, valid_pct=.25, seed=1, bs=1, num_workers=0))
-
-
-def mkdirs(path): path.mkdir(exist_ok=True); return path
-
-
-# -- names ------------------------------------------------------------------------------------------------------------
-
 def test_names_do_not_collide_with_fastai():
-    assert not set(D.__all__) & set(dir(fv))
+    "No public name of these rooms means something else in fastai.vision.all"
+    for room in (archives, convert, digits, folder, memory, photos, small): assert not set(room.__all__) & set(dir(fv))
