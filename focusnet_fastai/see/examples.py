@@ -6,19 +6,21 @@
 __all__ = ['SkipValidation', 'digit_learners', 'digit_quality']
 
 # %% ../../nbs/see/01_examples.ipynb #imports
-import pandas as pd
+import pandas as pd, time
 from fastai.vision.all import *
 from ..focusnet import FocusNetCallback
 from ..models import small_cnn
 from ..data.digits import digits_dls
 
-# %% ../../nbs/see/01_examples.ipynb #trained
+# %% ../../nbs/see/01_examples.ipynb #digits
+def _digits(seed, n_train): return digits_dls(n_train=n_train, seed=seed, bs=16, val_bs=256)
+
+# %% ../../nbs/see/01_examples.ipynb #skip-validation
 class SkipValidation(Callback):
     "Spare the validation after every epoch; nothing is selected by it"
     def before_validate(self): raise CancelValidException()
 
-def _digits(seed, n_train): return digits_dls(n_train=n_train, seed=seed, bs=16, val_bs=256)
-
+# %% ../../nbs/see/01_examples.ipynb #trained
 def _trained(dls, seed, n_epoch, lr, fit='fit_one_cycle', cbs=None)->Learner:
     "Train a `small_cnn` quietly; `seed` decides the initialisation and the order of the images"
     set_seed(seed)
@@ -26,6 +28,9 @@ def _trained(dls, seed, n_epoch, lr, fit='fit_one_cycle', cbs=None)->Learner:
     learn = Learner(dls, small_cnn(dls.c, n_in=1), metrics=accuracy)
     with learn.no_bar(), learn.no_logging(): getattr(learn, fit)(n_epoch, lr, cbs=L(cbs) + SkipValidation())
     return learn
+
+def _accuracy(learn)->float: # 0..1, on the validation set
+    with learn.no_bar(): return learn.validate()[1]
 
 # %% ../../nbs/see/01_examples.ipynb #digit-learners
 def digit_learners(
@@ -39,25 +44,40 @@ def digit_learners(
     base = _trained(dls, seed, n_epoch, lr)
     return base,_trained(dls, seed, n_epoch, lr, cbs=FocusNetCallback(base))
 
-# %% ../../nbs/see/01_examples.ipynb #digit-quality
-def _accuracy(learn)->float: # 0..1, on the validation set
-    with learn.no_bar(): return learn.validate()[1]
+# %% ../../nbs/see/01_examples.ipynb #progress
+class _Progress:
+    "Tell each training when it is done, and how long the rest will take at this pace"
+    def __init__(self, total, log): self.total,self.log,self.done,self.start = total,log,0,time.time()
+    def __call__(self, what):
+        self.done += 1
+        took = time.time()-self.start
+        rest = f"about {took/self.done*(self.total-self.done):.0f} s more" if self.done<self.total else f"{took:.0f} s in all"
+        self.log(f"{self.done}/{self.total} trained: {what} ({rest})")
 
+# %% ../../nbs/see/01_examples.ipynb #poor
+def _against_poor(dls, seed, e, n_epoch, lr, poor_lr, tell=noop)->dict:
+    "Accuracies of a baseline stopped after `e` epochs, and of FocusNet against it"
+    poor = _trained(dls, seed, e, poor_lr, 'fit')
+    tell(f"baseline of {e} epoch{'s'*(e!=1)}, seed {seed}")
+    focus = _trained(dls, seed, n_epoch, lr, cbs=FocusNetCallback(poor))
+    tell('FocusNet against it')
+    return dict(epochs=e, seed=seed, baseline=_accuracy(poor), focusnet=_accuracy(focus))
+
+# %% ../../nbs/see/01_examples.ipynb #digit-quality
 def digit_quality(
     epochs:tuple=(1,3,6), # for how long the poor baselines are trained
     seeds:int=2, # how many, counted from 0
     n_train:int=200, # training digits
     n_epoch:int=10, # of FocusNet and of the full baseline
     lr:float=1e-2, # highest rate of their cycle
-    poor_lr:float=1e-3 # constant rate of the poor baselines
+    poor_lr:float=1e-3, # constant rate of the poor baselines
+    log=noop # told each training, such as `print`
 )->pd.DataFrame: # as `plot_baseline_quality` takes it
     "Train FocusNets against poor baselines on handwritten digits (Section 4.4)"
-    rows = []
+    rows,tell = [],_Progress(seeds*(1+2*len(epochs)), log)
     for seed in range(seeds):
         dls = _digits(seed, n_train)
         full = _accuracy(_trained(dls, seed, n_epoch, lr))
-        for e in epochs:
-            poor = _trained(dls, seed, e, poor_lr, 'fit')
-            focus = _trained(dls, seed, n_epoch, lr, cbs=FocusNetCallback(poor))
-            rows.append(dict(epochs=e, seed=seed, baseline=_accuracy(poor), focusnet=_accuracy(focus), full=full))
+        tell(f'full baseline, seed {seed}')
+        rows += [{**_against_poor(dls, seed, e, n_epoch, lr, poor_lr, tell), 'full':full} for e in epochs]
     return pd.DataFrame(rows)

@@ -15,6 +15,12 @@ from .items import as_valid, label_index, vocab_of
 from .parts import colours, figure_style
 from .look import draw_look, Look, paired_look, restrength
 
+# %% ../../nbs/see/08_explore.ipynb #mistakes
+def _mistakes(c, pred, who)->pd.DataFrame:
+    "A row for each image that a network gets wrong"
+    df = pd.DataFrame({'true':c.y.numpy(), 'predicted':pred.numpy(), 'image':range(len(pred))})
+    return df.assign(baseline=int(who=='baseline'), focusnet=int(who=='focusnet')).query('true!=predicted')
+
 # %% ../../nbs/see/08_explore.ipynb #confused-pairs
 _who = ('baseline','focusnet','either')
 
@@ -24,23 +30,27 @@ def confused_pairs(
 )->pd.DataFrame: # class indices `true` and `predicted`, and how many images: `baseline`, `focusnet`, `either`
     "The pairs of classes that are confused, the most frequent first"
     if by not in _who: raise ValueError(f"`by` must be one of {', '.join(map(repr, _who))}, not {by!r}")
-    rows = pd.concat([pd.DataFrame({'true':c.y.numpy(), 'predicted':p.numpy(), 'image':range(len(p)), 'baseline':b, 'focusnet':1-b})
-                      for p,b in ((c.base_pred,1), (c.pred,0))])
-    pairs = rows[rows.true!=rows.predicted].groupby(['true','predicted'])
+    rows = pd.concat([_mistakes(c, c.base_pred, 'baseline'), _mistakes(c, c.pred, 'focusnet')])
+    pairs = rows.groupby(['true','predicted'])
     df = pairs.agg(baseline=('baseline','sum'), focusnet=('focusnet','sum'), either=('image','nunique')).reset_index()
     keys = [by] + [o for o in _who if o!=by]
     return df[df[by]>0].sort_values(keys, ascending=False).reset_index(drop=True)
 
 # %% ../../nbs/see/08_explore.ipynb #compared
+def _own_classes(y, dl, vocab)->Tensor:
+    "Labels of `dl` in the order of `vocab`"
+    theirs = [str(o) for o in class_names(dl) or vocab]
+    return y if theirs==vocab else tensor([label_index(theirs[i], vocab) for i in y.tolist()])
+
+# %% ../../nbs/see/08_explore.ipynb #compared-2
 def _compared(learn, base, dl)->Comparison:
     "Both networks on the images of `dl`, in the order of its dataset"
     if not isinstance(dl, TfmdDL): raise TypeError(f"`dl` must be a fastai `TfmdDL`, not a {type(dl).__name__}")
     one = dl.new(shuffle=False, drop_last=False)
     with as_valid(one.dataset): z,zb,y = learn.paired_logits(base, one)
     if (y<0).any(): raise ValueError(f"Image {int((y<0).nonzero()[0])} has no class, and without it nothing is a mistake")
-    vocab,theirs = vocab_of(learn, z.shape[1]),class_names(dl)
-    if theirs and list(map(str, theirs))!=vocab: y = tensor([label_index(str(theirs[i]), vocab) for i in y.tolist()])
-    return Comparison(z, zb, y, vocab)
+    vocab = vocab_of(learn, z.shape[1])
+    return Comparison(z, zb, _own_classes(y, dl, vocab), vocab)
 
 # %% ../../nbs/see/08_explore.ipynb #path-of
 def _path_of(
@@ -66,18 +76,28 @@ class ConfusionExplorer:
         by:str='baseline', # whose mistakes: 'baseline', 'focusnet', or 'either'
         rule='positive', # which classes are warm, see `multi_warm_label`
         max_classes:int=8, # how many classes have bars
-        alpha:float=0.8, # strength of the maps over the image, 0..1
+        alpha:float=0.85, # opacity of the maps where they are strongest, 0..1
         method=None, # 'cam', 'gradcam', or None: exact class maps if both networks have them
-        names:tuple=('Baseline','FocusNet') # of the two networks
+        names:tuple=('Baseline','FocusNet'), # of the two networks
+        against:str='warm', # the contrast maps: against the mean of the other 'warm' classes, or the 'wrong' one
+        scale:str='network', # colours comparable within a 'network', within the 'pair' of networks, or each 'map' for itself
+        zoom:float=1 # how many times as high and wide the pictures for the maps are: finer ones
     ):
         store_attr(but='dl,by')
         self.dl = learn.dls.valid if dl is None else dl
-        self.comparison = c = _compared(learn, base, self.dl)
-        self.vocab,self._seen,self._marks,self._drawn = c.vocab,{},{},(None,None)
-        counts = {o: len(confused_pairs(c, o)) for o in _who}
-        if not counts['either']: raise ValueError(f"Neither network makes a mistake on these {len(c.y)} images: there is nothing to explore")
-        self.choices = [o for o in _who if counts[o]]
-        self.look_at(by if counts.get(by, 1) else 'either')
+        self.comparison = _compared(learn, base, self.dl)
+        self.vocab = self.comparison.vocab
+        self._seen,self._marks,self._drawn = {},{},(None,None)
+        self.choices = self._mistaken()
+        self.look_at(by if by in self.choices or by not in _who else 'either')
+
+# %% ../../nbs/see/08_explore.ipynb #mistaken
+@patch
+def _mistaken(self:ConfusionExplorer)->list:
+    "Whose mistakes can be looked at"
+    who = [o for o in _who if len(confused_pairs(self.comparison, o))]
+    if not who: raise ValueError(f"Neither network makes a mistake on these {len(self.comparison.y)} images: there is nothing to explore")
+    return who
 
 # %% ../../nbs/see/08_explore.ipynb #look-at
 @patch
@@ -90,27 +110,34 @@ def look_at(self:ConfusionExplorer,
     self.by,self._pairs = by,pairs
     return self.pick(0)
 
+# %% ../../nbs/see/08_explore.ipynb #pairs
 @patch(as_prop=True)
 def pairs(self:ConfusionExplorer)->pd.DataFrame: # class names `true` and `predicted`, and how many images
     "The list of confused pairs, the most frequent first"
     return self._pairs.assign(**{o: [self.vocab[i] for i in self._pairs[o]] for o in ('true','predicted')})
 
-# %% ../../nbs/see/08_explore.ipynb #pick
+# %% ../../nbs/see/08_explore.ipynb #images-of
 def _images(c, true, wrong, by)->list:
     "The images of a pair, the surest mistakes first"
     nets = [(c.base_pred,c.zb)]*(by!='focusnet') + [(c.pred,c.z)]*(by!='baseline')
     p = torch.stack([z.softmax(1)[:,wrong]*(pred==wrong) for pred,z in nets]).amax(0)*(c.y==true)
     return p.argsort(descending=True, stable=True)[:int((p>0).sum())].tolist()
 
+# %% ../../nbs/see/08_explore.ipynb #pick
+@patch
+def _row_of(self:ConfusionExplorer, true, predicted)->int:
+    "Where a pair stands in the list"
+    rows = (self.pairs.true==str(true)) & (self.pairs.predicted==str(predicted))
+    if not rows.any(): raise ValueError(f"The list has no pair {true} → {predicted}: nobody took the one for the other; see `pairs`")
+    return int(rows.argmax())
+
+# %% ../../nbs/see/08_explore.ipynb #pick-2
 @patch
 def pick(self:ConfusionExplorer,
     pair=0 # its row in `pairs`, or the names of the true and of the predicted class
 )->ConfusionExplorer: # itself
     "Go to the first image of a pair"
-    if isinstance(pair, (tuple,list)):
-        rows = (self.pairs[['true','predicted']]==[str(o) for o in pair]).all(axis=1)
-        if not rows.any(): raise ValueError(f"The list has no pair {pair[0]} → {pair[1]}: nobody took the one for the other; see `pairs`")
-        pair = int(rows.argmax())
+    if isinstance(pair, (tuple,list)): pair = self._row_of(*pair)
     if not 0<=pair<len(self._pairs): raise IndexError(f"There is no pair {pair}: the list has {len(self._pairs)}")
     self.pair,self.position = int(pair),0
     self.true,self.wrong = [int(o) for o in self._pairs.loc[pair, ['true','predicted']]]
@@ -127,6 +154,7 @@ def go(self:ConfusionExplorer,
     self.position = position
     return self
 
+# %% ../../nbs/see/08_explore.ipynb #step-2
 @patch
 def step(self:ConfusionExplorer,
     n:int=1 # how many images; negative: back
@@ -134,6 +162,7 @@ def step(self:ConfusionExplorer,
     "Go on by some images; after the last comes the first"
     return self.go((self.position+n) % len(self.images))
 
+# %% ../../nbs/see/08_explore.ipynb #index
 @patch(as_prop=True)
 def index(self:ConfusionExplorer)->int:
     "The current image, as an index into the dataset of the dl"
@@ -152,11 +181,13 @@ def mark(self:ConfusionExplorer,
     else: self._marks.pop(i, None)
     return self
 
+# %% ../../nbs/see/08_explore.ipynb #is-marked
 @patch
 def is_marked(self:ConfusionExplorer)->bool:
     "Is the current image marked?"
     return self.index in self._marks
 
+# %% ../../nbs/see/08_explore.ipynb #marked
 @patch(as_prop=True)
 def marked(self:ConfusionExplorer)->pd.DataFrame: # one row an image, in the order of the dataset
     "The images whose label is marked as wrong"
@@ -170,26 +201,36 @@ def marked(self:ConfusionExplorer)->pd.DataFrame: # one row an image, in the ord
 @patch(as_prop=True)
 def current(self:ConfusionExplorer)->Look:
     "What is to be seen at this place"
-    key = self.index,self.true,self.wrong
-    self._seen[key] = self._seen.pop(key, None) or paired_look(self.learn, self.base, *key, self.dl, self.rule, self.max_classes, self.method)
+    key = self.index,self.true,self.wrong,self.against,self.scale,self.zoom
+    self._seen[key] = self._seen.pop(key, None) or self._look()
     if len(self._seen)>32: del self._seen[next(iter(self._seen))]
     return self._seen[key]
 
+@patch
+def _look(self:ConfusionExplorer)->Look:
+    "Ask both networks"
+    how = dict(dl=self.dl, rule=self.rule, max_classes=self.max_classes, method=self.method)
+    return paired_look(self.learn, self.base, self.index, self.true, self.wrong, against=self.against, scale=self.scale, zoom=self.zoom,
+                       **how)
+
+# %% ../../nbs/see/08_explore.ipynb #summary
 @patch(as_prop=True)
 def summary(self:ConfusionExplorer)->str:
     "The current image in words"
     i,c = self.index,self.comparison
     answers = [f"{name} says {self.vocab[int(z.argmax())]} ({z.softmax(0).max():.0%})" for name,z in zip(self.names, (c.zb[i],c.z[i]))]
-    return f"Image {i}, labelled {self.vocab[self.true]}: {', '.join(answers)}" + (". Marked: the label is wrong" if self.is_marked() else '')
+    mark = ". Marked: the label is wrong" if self.is_marked() else ''
+    return f"Image {i}, labelled {self.vocab[self.true]}: {', '.join(answers)}{mark}"
 
 # %% ../../nbs/see/08_explore.ipynb #figure
 @patch
 def figure(self:ConfusionExplorer,
-    alpha:float=None, # strength of the maps, 0..1; default: the explorer's
-    figsize:tuple=None # in inches; default: fits the content
+    alpha:float=None, # opacity of the maps where they are strongest, 0..1; default: the explorer's
+    figsize:tuple=None, # in inches, everything scaled to fit; default: fits the content
+    **kwargs # `width` and `note` of `draw_look`
 )->Figure:
     "The current image and what both networks make of it"
-    return draw_look(self.current, self.vocab, self.names, self.is_marked(), ifnone(alpha, self.alpha), figsize)
+    return draw_look(self.current, self.vocab, self.names, self.is_marked(), ifnone(alpha, self.alpha), figsize, **kwargs)
 
 # %% ../../nbs/see/08_explore.ipynb #png
 @patch
@@ -197,7 +238,7 @@ def png(self:ConfusionExplorer,
     dpi:int=110 # pixels an inch
 )->bytes:
     "`figure` as a PNG"
-    key = self.index,self.true,self.wrong,self.is_marked()
+    key = id(self.current),self.is_marked()
     if self._drawn[0]!=key: self._drawn = key,self.figure()
     else: restrength(self._drawn[1], self.current, self.alpha)
     buf = io.BytesIO()
@@ -211,26 +252,69 @@ def _ipywidgets():
     except ImportError as e: raise ImportError("The explorer needs ipywidgets: pip install 'focusnet_fastai[explore]'") from e
     return ipywidgets
 
+# %% ../../nbs/see/08_explore.ipynb #labels
 _whose = dict(baseline='{0}', focusnet='{1}', either='either')
 
+# %% ../../nbs/see/08_explore.ipynb #labels-2
+def _whose_options(ex)->list: # (text, value)
+    "Whose mistakes can be chosen"
+    return [(_whose[o].format(*ex.names), o) for o in ex.choices]
+
+# %% ../../nbs/see/08_explore.ipynb #labels-3
 def _pair_label(o, names)->str:
     "A row of the list of pairs"
     return f"{o.true} → {o.predicted}   ({names[0]} {o.baseline}, {names[1]} {o.focusnet})"
 
+# %% ../../nbs/see/08_explore.ipynb #list-controls
+_wide = {'style': {'description_width':'initial'}}
+
+# %% ../../nbs/see/08_explore.ipynb #list-controls-2
+def _counter(w, what):
+    "A field for a number from 1, in front of which stands what it counts"
+    return w.BoundedIntText(value=1, min=1, max=1, description=what, layout={'width':'9em'}, **_wide)
+
+# %% ../../nbs/see/08_explore.ipynb #list-controls-3
+def _list_controls(w, ex)->dict:
+    "Whose mistakes, the list of pairs, and the pair's number in it"
+    by = w.ToggleButtons(options=_whose_options(ex), value=ex.by, style={'button_width':'auto'})
+    pair = w.Select(options=[], rows=10, layout={'width':'auto', 'min_width':'24em'})
+    return dict(by=by, pair=pair, rank=_counter(w, 'Pair'), pairs=w.Label())
+
+# %% ../../nbs/see/08_explore.ipynb #page-controls
+def _button(w, text, tip): return w.Button(description=text, tooltip=tip, layout={'width':'7em'})
+
+# %% ../../nbs/see/08_explore.ipynb #page-controls-2
+def _page_controls(w)->dict:
+    "The image's number, and the buttons that turn the page"
+    previous = _button(w, 'Previous', 'The image before this one')
+    next_ = _button(w, 'Next', 'The image after this one')
+    return dict(previous=previous, next=next_, position=_counter(w, 'Image'), images=w.Label())
+
+# %% ../../nbs/see/08_explore.ipynb #picture-controls
+_contrasts = [('warm classes','warm'), ('the wrong class','wrong')]
+
+def _picture_controls(w, ex)->dict:
+    "Strength, contrast, mark, words and picture"
+    alpha = w.FloatSlider(value=ex.alpha, min=0, max=1, step=.05, description='Strength of the maps', layout={'width':'26em'}, **_wide)
+    against = w.ToggleButtons(options=_contrasts, value=ex.against, style={'button_width':'auto'})
+    wrong = w.Checkbox(description='The label is wrong', indent=False, layout={'width':'auto'})
+    picture = w.Image(format='png', layout={'max_width':'100%', 'object_fit':'contain'})
+    return dict(alpha=alpha, against=against, wrong=wrong, marks=w.Label(), summary=w.HTML(), picture=picture)
+
 # %% ../../nbs/see/08_explore.ipynb #controls
-def _controls(w, ex)->dict:
+def _controls(w, ex)->SimpleNamespace:
     "The widgets by name, without behaviour"
-    wide,row = {'style': {'description_width':'initial'}},{'width':'9em'}
-    def button(s, tip): return w.Button(description=s, tooltip=tip, layout={'width':'7em'})
-    return dict(
-        by = w.ToggleButtons(options=[(_whose[o].format(*ex.names), o) for o in ex.choices], value=ex.by, style={'button_width':'auto'}),
-        pair = w.Select(options=[], rows=7, layout={'width':'auto', 'min_width':'24em'}),
-        rank = w.BoundedIntText(value=1, min=1, max=1, description='Pair', layout=row, **wide), pairs = w.Label(),
-        previous = button('Previous', 'The image before this one'), next = button('Next', 'The image after this one'),
-        position = w.BoundedIntText(value=1, min=1, max=1, description='Image', layout=row, **wide), images = w.Label(),
-        alpha = w.FloatSlider(value=ex.alpha, min=0, max=1, step=.05, description='Strength of the maps', layout={'width':'26em'}, **wide),
-        wrong = w.Checkbox(description='The label is wrong', indent=False, layout={'width':'auto'}),
-        marks = w.Label(), summary = w.HTML(), picture = w.Image(format='png', layout={'max_width':'100%', 'object_fit':'contain'}))
+    return SimpleNamespace(**_list_controls(w, ex), **_page_controls(w), **_picture_controls(w, ex))
+
+# %% ../../nbs/see/08_explore.ipynb #controls-2
+def _layout(w, c):
+    "The list at the left, the page at the right, the picture below"
+    def row(*o): return w.HBox(o, layout={'align_items':'center', 'flex_flow':'row wrap'})
+    left = w.VBox([row(w.Label('Mistakes of'), c.by), c.pair, row(c.rank, c.pairs)], layout={'flex':'0 0 25em'})
+    right = [row(c.previous, c.next, c.position, c.images), row(c.wrong, c.marks), c.alpha, row(w.Label('Contrast with'), c.against),
+             c.summary]
+    right = w.VBox(right, layout={'flex':'1 1 25em'})
+    return w.VBox([w.HBox([left, right], layout={'flex_flow':'row wrap'}), c.picture])
 
 # %% ../../nbs/see/08_explore.ipynb #widget
 class ExplorerWidget(GetAttr):
@@ -242,25 +326,25 @@ class ExplorerWidget(GetAttr):
     ):
         w = _ipywidgets()
         store_attr()
-        self.controls = c = SimpleNamespace(**_controls(w, explorer))
-        self._busy = False
-        def row(*o): return w.HBox(o, layout={'align_items':'center', 'flex_flow':'row wrap'})
-        left = w.VBox([row(w.Label('Mistakes of'), c.by), c.pair, row(c.rank, c.pairs)], layout={'flex':'0 0 25em'})
-        right = w.VBox([row(c.previous, c.next, c.position, c.images), row(c.wrong, c.marks), c.alpha, c.summary], layout={'flex':'1 1 25em'})
-        self.widget = w.VBox([w.HBox([left, right], layout={'flex_flow':'row wrap'}), c.picture])
-        does = dict(by=self.look_at, pair=self.pick, rank=lambda i: self.pick(i-1), position=lambda i: self.go(i-1), wrong=self.mark, alpha=self._set_alpha)
-        for name,set_ in does.items():
-            getattr(c, name).observe(partial(self._changed, set_), 'value')
-        c.previous.on_click(lambda _: self._act(self.step, -1))
-        c.next.on_click(lambda _: self._act(self.step, 1))
+        self.controls,self._busy = _controls(w, explorer),False
+        self.widget = _layout(w, self.controls)
+        self._connect()
         self._show()
 
     def _ipython_display_(self): display(self.widget)
 
-# %% ../../nbs/see/08_explore.ipynb #widget-show
+# %% ../../nbs/see/08_explore.ipynb #connect
 @patch
-def _set_alpha(self:ExplorerWidget, alpha): self.explorer.alpha = alpha
+def _connect(self:ExplorerWidget):
+    "Let each control do what it is for"
+    c = self.controls
+    does = dict(by=self.look_at, pair=self.pick, rank=lambda i: self.pick(i-1), position=lambda i: self.go(i-1), wrong=self.mark)
+    for name in ('alpha','against'): does[name] = partial(setattr, self.explorer, name)
+    for name,set_ in does.items(): getattr(c, name).observe(partial(self._changed, set_), 'value')
+    c.previous.on_click(lambda _: self._act(self.step, -1))
+    c.next.on_click(lambda _: self._act(self.step, 1))
 
+# %% ../../nbs/see/08_explore.ipynb #act
 @patch
 def _changed(self:ExplorerWidget, set_, change):
     if not self._busy: self._act(set_, change['new'])
@@ -275,20 +359,40 @@ def _act(self:ExplorerWidget, f, *args):
         self.controls.summary.value = f'<b style="color:{colours.red}">{html.escape(f"{type(e).__name__}: {e}")}</b>'
         self.controls.picture.value = b''
 
+# %% ../../nbs/see/08_explore.ipynb #show-list
+@patch
+def _show_list(self:ExplorerWidget):
+    "Set the list and its number"
+    ex,c,n = self.explorer,self.controls,len(self.explorer.pairs)
+    options = [(_pair_label(o, ex.names), i) for i,o in enumerate(ex.pairs.head(self.max_pairs).itertuples())]
+    if tuple(options)!=tuple(c.pair.options): c.pair.options,c.pair.rows = options,max(2, min(len(options), 15))
+    c.by.value = ex.by
+    c.pair.value = ex.pair if ex.pair<self.max_pairs else None
+    c.rank.max = n
+    c.rank.value = ex.pair+1
+    c.pairs.value = f"of {n}" + (f", {self.max_pairs} are listed" if n>self.max_pairs else '')
+
+# %% ../../nbs/see/08_explore.ipynb #show-page
+@patch
+def _show_page(self:ExplorerWidget):
+    "Set everything about the image"
+    ex,c = self.explorer,self.controls
+    c.wrong.value = ex.is_marked()
+    c.alpha.value,c.against.value = ex.alpha,ex.against
+    c.position.max = len(ex.images)
+    c.position.value = ex.position+1
+    c.images.value = f"of {len(ex.images)}"
+    c.marks.value = f"({len(ex._marks)} marked)" if ex._marks else ''
+    c.summary.value,c.picture.value = html.escape(ex.summary),ex.png()
+
+# %% ../../nbs/see/08_explore.ipynb #show-panel
 @patch
 def _show(self:ExplorerWidget):
     "Set every control to where the explorer is"
-    ex,c,n = self.explorer,self.controls,len(self.explorer.pairs)
     self._busy = True
     try:
-        options = [(_pair_label(o, ex.names), i) for i,o in enumerate(ex.pairs.head(self.max_pairs).itertuples())]
-        if tuple(options)!=tuple(c.pair.options): c.pair.options = options
-        c.by.value,c.pair.value,c.wrong.value,c.alpha.value = ex.by,(ex.pair if ex.pair<self.max_pairs else None),ex.is_marked(),ex.alpha
-        c.rank.max,c.position.max = n,len(ex.images)
-        c.rank.value,c.position.value = ex.pair+1,ex.position+1
-        c.pairs.value,c.images.value = f"of {n}" + (f", {self.max_pairs} are listed" if n>self.max_pairs else ''),f"of {len(ex.images)}"
-        c.marks.value = f"({len(ex._marks)} marked)" if ex._marks else ''
-        c.summary.value,c.picture.value = html.escape(ex.summary),ex.png()
+        self._show_list()
+        self._show_page()
     finally: self._busy = False
 
 # %% ../../nbs/see/08_explore.ipynb #explore
@@ -297,10 +401,10 @@ def explore(
     base, # the baseline: a `Learner`, an `nn.Module`, or a `Baseline`
     dl=None, # labelled images; default: the validation set
     max_pairs:int=200, # how many pairs are listed at most
-    **kwargs # of `ConfusionExplorer`: `by`, `rule`, `max_classes`, `alpha`, `method`, `names`
+    **kwargs # of `ConfusionExplorer`: `by`, `rule`, `max_classes`, `alpha`, `method`, `names`, `against`, `scale`, `zoom`
 )->ExplorerWidget: # shows itself; `.marked` is the table of the images marked as wrongly labelled
     "Look through the images that two networks confuse, in Jupyter"
     _ipywidgets()
     return ExplorerWidget(ConfusionExplorer(learn, base, dl, **kwargs), max_pairs)
 
-patch_to(Learner)(explore);
+patch_to(Learner)(explore)

@@ -4,10 +4,10 @@
 
 # %% auto #0
 __all__ = ['Scenes', 'is_index', 'item_list', 'label_index', 'vocab_of', 'picture_dl', 'as_valid', 'read_scenes', 'dl_logits',
-           'pick_scenes', 'fixed_images']
+           'scenes_a', 'scenes_bc', 'PickedScenes', 'pick_scenes', 'fixed_images']
 
 # %% ../../nbs/see/02_items.ipynb #imports
-import numpy as np
+import numpy as np, warnings
 from fastai.vision.all import *
 from collections import namedtuple
 from contextlib import contextmanager
@@ -16,25 +16,33 @@ from ..loss import multi_warm_label
 from ..reference import class_names, plain_network
 from ..compare import paired_logits
 from ..terms import check_targets
-from ..data.memory import check_values, to_dtype
-from .cam import check_logits, normalize_maps, undisturbed
+from ..data.pictures import open_picture, picture_endings, picture_error
+from .cam import ask, enlarged, normalize_maps, undisturbed
 
-# %% ../../nbs/see/02_items.ipynb #item-list
+# %% ../../nbs/see/02_items.ipynb #is-index
 def is_index(o)->bool:
     "Is `o` a whole number?"
     if isinstance(o, (Tensor,np.ndarray)): return o.ndim==0 and np.asarray(o).dtype.kind in 'iu'
     return isinstance(o, (int,np.integer)) and not isinstance(o, bool)
 
+# %% ../../nbs/see/02_items.ipynb #folder-files
+def _folder_files(folder)->list:
+    "The pictures in a folder, by name; what Pillow can open is a picture"
+    files = get_files(folder, extensions=picture_endings()).sorted()
+    if not files: raise ValueError(f"The folder {folder} holds no images")
+    return list(files)
+
+# %% ../../nbs/see/02_items.ipynb #item-list
+def _is_one(items)->bool:
+    "Is this a single item?"
+    if isinstance(items, (Tensor,np.ndarray)): return items.ndim in (0,2,3)
+    if isinstance(items, tuple): return not all(is_index(o) for o in items)
+    return isinstance(items, (str,Path,Image.Image)) or is_index(items)
+
 def item_list(items)->list: # indices, pictures, or pairs (picture, class)
     "One item, several, or a folder, as a list"
-    if isinstance(items, (str,Path)):
-        if not Path(items).is_dir(): return [items]
-        files = get_image_files(items).sorted()
-        if not files: raise ValueError(f"The folder {items} holds no images")
-        return list(files)
-    if isinstance(items, Image.Image) or is_index(items): return [items]
-    if isinstance(items, (Tensor,np.ndarray)) and items.ndim in (2,3): return [items]
-    if isinstance(items, tuple) and not all(is_index(o) for o in items): return [items]
+    if isinstance(items, (str,Path)) and Path(items).is_dir(): return _folder_files(items)
+    if _is_one(items): items = [items]
     if not hasattr(items, '__iter__'): raise TypeError(f"Not an image, a list of images or an index: {type(items).__name__}")
     return [int(o) if is_index(o) else o for o in items]
 
@@ -49,6 +57,7 @@ def label_index(
     if o in vocab: return vocab.index(o)
     raise ValueError(f"{o!r} is none of the {len(vocab)} classes: {', '.join(map(str, vocab[:10]))}{', ...' if len(vocab)>10 else ''}")
 
+# %% ../../nbs/see/02_items.ipynb #file-label
 def _file_label(
     f:Path, # an image file
     dls, # `DataLoaders`
@@ -61,6 +70,24 @@ def _file_label(
         except Exception: pass # a user's function may fail in any way on a file from elsewhere
     return vocab.index(f.parent.name) if f.parent.name in vocab else -1
 
+# %% ../../nbs/see/02_items.ipynb #vocab
+def vocab_of(
+    learn, # a `Learner`
+    n=None # how many classes the network knows
+)->list: # class names
+    "The class names of a learner's data, or numbers where it has none"
+    names = class_names(learn.dls)
+    if names is None: names = range(n or get_c(learn.dls) or 0)
+    if n is not None and n!=len(names):
+        raise ValueError(f"The network gives {n} logits an image, but the learner's data has {len(names)} classes")
+    return [str(o) for o in names]
+
+# %% ../../nbs/see/02_items.ipynb #picture-kind
+def _kind(ds)->type: # a `PILImage` or a class like it
+    "The kind of image that a data set's files give"
+    kinds = [t for t in L(ds.tls[0].types).concat() if isinstance(t, type) and issubclass(t, PILBase)]
+    return kinds[-1] if kinds else PILImage
+
 # %% ../../nbs/see/02_items.ipynb #picture
 def _picture(
     o, # a file, PIL image, array or tensor
@@ -68,19 +95,14 @@ def _picture(
 ): # what `dls.test_dl` takes
     "The picture as the data set takes it"
     if isinstance(o, (str,Path)) and not Path(o).is_file(): raise FileNotFoundError(f"There is no file {o}")
+    if not isinstance(o, (str,Path,Image.Image,np.ndarray,Tensor)):
+        raise TypeError(f"Not a file, PIL image, array or tensor: {type(o).__name__}")
     ds = dls.valid_ds
-    if hasattr(ds, 'stored') or isinstance(o, PILBase): return o
+    if hasattr(ds, 'stored'): return o
     if not isinstance(ds, Datasets): raise ValueError("This learner's data takes no pictures from outside (its data set is "
                                                      f"a {type(ds).__name__}): give indices into its dl")
-    kinds = [t for t in L(ds.tls[0].types).concat() if isinstance(t, type) and issubclass(t, PILBase)]
-    cls = kinds[-1] if kinds else PILImage
-    if isinstance(o, (str,Path)): return cls.create(o)
-    if isinstance(o, np.ndarray): o = torch.as_tensor(np.ascontiguousarray(o))
-    if isinstance(o, Tensor):
-        a = to_dtype(check_values(o.detach().cpu().as_subclass(Tensor)), torch.uint8)
-        o = Image.fromarray((a.movedim(0,-1) if a.ndim==3 and a.shape[0] in (1,3) else a).squeeze().numpy())
-    if not isinstance(o, Image.Image): raise TypeError(f"Not a file, PIL image, array or tensor: {type(o).__name__}")
-    return cls(o.convert(cls._open_args['mode']))
+    kind = _kind(ds)
+    return kind(open_picture(o, kind._open_args['mode']))
 
 # %% ../../nbs/see/02_items.ipynb #pictures
 class _Pictures:
@@ -92,20 +114,11 @@ class _Pictures:
         x = self.dls.test_dl([_picture(self.pictures[i], self.dls)], num_workers=0).dataset[0]
         return (x[0] if isinstance(x, tuple) else x, TensorCategory(self.labels[i]))
 
-def vocab_of(
-    learn, # a `Learner`
-    n=None # how many classes the network knows
-)->list: # class names
-    "The class names of a learner's data, or numbers where it has none"
-    names = class_names(learn.dls)
-    if names is None: names = range(n or get_c(learn.dls) or 0)
-    if n is not None and n!=len(names): raise ValueError(f"The network gives {n} logits an image, but the learner's data has {len(names)} classes")
-    return [str(o) for o in names]
-
 # %% ../../nbs/see/02_items.ipynb #picture-dl
 def _take_apart(o, dls, vocab): # -> picture, class index
     "A picture, or a pair (picture, class)"
-    if not isinstance(o, (tuple,list,L)): return o,_file_label(Path(o), dls, vocab) if isinstance(o, (str,Path)) else -1
+    if isinstance(o, (str,Path)): return o,_file_label(Path(o), dls, vocab)
+    if not isinstance(o, (tuple,list,L)): return o,-1
     if len(o)!=2: raise ValueError(f"An item must be a picture or a pair (picture, class), but has {len(o)} parts")
     return o[0],label_index(o[1], vocab)
 
@@ -121,21 +134,32 @@ def picture_dl(
     ds = _Pictures(learn.dls, list(pictures), list(labels))
     return learn.dls.valid.new(ds, cls=TfmdDL, shuffle=False, drop_last=False)
 
+# %% ../../nbs/see/02_items.ipynb #indices
+def _check_indices(idxs, dl):
+    "An `IndexError` that says how many images there are"
+    if not isinstance(dl, TfmdDL): raise TypeError(f"`dl` must be a fastai `TfmdDL`, not a {type(dl).__name__}")
+    n = len(dl.dataset)
+    bad = [i for i in idxs if not 0<=i<n]
+    hint = "" if n else "; was the learner loaded from a file?"
+    if bad: raise IndexError(f"There is no image {bad[0]}: the dl holds {n} images{hint}")
+
+def _target_list(targets, items)->list:
+    "Classes given apart from the items, one for each"
+    targets = list(targets) if is_listy(targets) or isinstance(targets, (Tensor,np.ndarray)) else [targets]
+    if len(targets)!=len(items): raise ValueError(f"There are {len(items)} items, but {len(targets)} targets")
+    return targets
+
 # %% ../../nbs/see/02_items.ipynb #scene-dl
 def _scene_dl(learn, items, dl=None, targets=None)->tuple: # a `TfmdDL` and indices into its dataset
     "The loader that holds the items, and where"
     items = item_list(items)
     if not items: raise ValueError("There are no images to show: `items` is empty")
-    if targets is not None:
-        targets = list(targets) if is_listy(targets) or isinstance(targets, (Tensor,np.ndarray)) else [targets]
-        if len(targets)!=len(items): raise ValueError(f"There are {len(items)} items, but {len(targets)} targets")
+    if targets is not None: targets = _target_list(targets, items)
     index = [is_index(o) for o in items]
     if not any(index): return picture_dl(learn, items, targets),list(range(len(items)))
     if not all(index): raise TypeError("Items are either indices or pictures, not both")
     dl = learn.dls.valid if dl is None else dl
-    if not isinstance(dl, TfmdDL): raise TypeError(f"`dl` must be a fastai `TfmdDL`, not a {type(dl).__name__}")
-    bad = [i for i in items if not 0<=i<len(dl.dataset)]
-    if bad: raise IndexError(f"There is no image {bad[0]}: the dl holds {len(dl.dataset)} images" + ("; was the learner loaded from a file?" if not len(dl.dataset) else ""))
+    _check_indices(items, dl)
     return dl,items
 
 # %% ../../nbs/see/02_items.ipynb #as-valid
@@ -150,6 +174,25 @@ def as_valid(ds):
         try: yield
         finally: ds.split_idx = old
 
+# %% ../../nbs/see/02_items.ipynb #damaged
+def _damaged(ds, idxs=None)->str:
+    "The first file of a dataset that cannot be read, and why"
+    files = list(getattr(ds, 'items', None) or [])
+    for f in files if idxs is None else [files[i] for i in idxs if i<len(files)]:
+        why = picture_error(f) if isinstance(f, (str,Path)) else ''
+        if why: return f"The file {f} cannot be read as an image: {why}"
+    return ''
+
+@contextmanager
+def _damage_named(ds, idxs=None):
+    "Inside: an error that comes from a damaged or missing file names it"
+    try: yield
+    except Exception as e:
+        words = _damaged(ds, idxs)
+        if words: raise ValueError(words) from e
+        raise
+
+# %% ../../nbs/see/02_items.ipynb #pixels
 def _pixels(x)->np.ndarray: # `(B, H, W, 3)` in 0..1
     "Decoded images `(B, C, H, W)` for display"
     x = x.as_subclass(Tensor).detach().cpu()
@@ -158,64 +201,183 @@ def _pixels(x)->np.ndarray: # `(B, H, W, 3)` in 0..1
     if x.shape[1]!=3: x = x.mean(1, keepdim=True).expand(-1,3,-1,-1)
     return x.clamp(0,1).movedim(1,-1).numpy()
 
-# %% ../../nbs/see/02_items.ipynb #read-scenes
-Scenes = namedtuple('Scenes', 'xb images targets')
-Scenes.__doc__ = "Images for a network `(B, C, H, W)`, the same for the eye `(B, H, W, 3)` in 0..1, and class indices, -1 where unknown"
+# %% ../../nbs/see/02_items.ipynb #batch-targets
+def _in_our_order(y, theirs, ours)->list: # class indices, -1 where unknown
+    "Class indices of one vocab as those of another"
+    if not theirs or not ours or theirs==ours: return y
+    return [label_index(theirs[i], ours) if i>=0 else -1 for i in y]
 
 def _batch_targets(b, learn, dl)->list: # class indices, -1 where unknown
     "The targets of a batch in the order of the learner's classes"
     if len(b)<2: return [-1]*len(b[0])
     check_targets(b[1])
-    y = (b[1].argmax(1) if b[1].ndim==2 else b[1]).tolist()
-    theirs,ours = class_names(dl),class_names(learn.dls)
-    return y if not theirs or not ours or theirs==ours else [label_index(theirs[i], ours) if i>=0 else -1 for i in y]
+    y = b[1].argmax(1) if b[1].ndim==2 else b[1]
+    return _in_our_order(y.tolist(), class_names(dl), class_names(learn.dls))
+
+# %% ../../nbs/see/02_items.ipynb #larger-tfms
+def _scaled_tfm(f, zoom):
+    "A resizing transform for a larger size, any other as it is"
+    kinds = (Resize,RandomCrop,CropPad,RandomResizedCrop,RandomResizedCropGPU,AffineCoordTfm)
+    if not isinstance(f, kinds) or getattr(f, 'size', None) is None: return f
+    f = copy(f)
+    f.size = tuple(round(zoom*o) for o in f.size) if is_listy(f.size) else round(zoom*f.size)
+    return f
+
+def _scaled_dl(dl, zoom):
+    "The loader with larger pictures"
+    for name in ('after_item','after_batch'):
+        tfms = copy(getattr(dl, name))
+        tfms.fs = L(_scaled_tfm(f, zoom) for f in tfms.fs)
+        setattr(dl, name, tfms)
+    return dl
+
+# %% ../../nbs/see/02_items.ipynb #larger
+def _same_part(large, xb)->bool:
+    "Do the larger images show what the normal ones show?"
+    if large.shape[:2]!=xb.shape[:2]: return False
+    small = F.interpolate(large.float(), size=xb.shape[2:], mode='bilinear', align_corners=False, antialias=True)
+    both = torch.stack([small.flatten(), xb.float().flatten()])
+    return bool(both.corrcoef()[0,1]>.9)
+
+def _larger(one, xb, zoom)->Tensor: # `(B, C, zoom*H, zoom*W)`
+    "The images of a loader read larger, or enlarged where that is not possible"
+    size = tuple(round(zoom*o) for o in xb.shape[2:])
+    try: large = list(_scaled_dl(one, zoom))[0][0].as_subclass(Tensor)
+    except Exception: large = xb
+    return large if large.shape[2:]==size and _same_part(large, xb) else enlarged(xb, zoom)
+
+# %% ../../nbs/see/02_items.ipynb #read-scenes
+Scenes = namedtuple('Scenes', 'xb images targets large', defaults=[None])
+Scenes.__doc__ = ("Images for a network `(B, C, H, W)`, the same for the eye `(B, H, W, 3)` in 0..1, class indices, -1 where unknown, "
+                  "and with `zoom` the `large` images for finer maps")
 
 def read_scenes(
     learn:Learner, # whose transforms to use
     items, # files, a folder, pictures, pairs (picture, class), or indices of `dl`
     dl=None, # for indices; default: the validation set
-    targets=None # classes by name or index, None where unknown; default: those of the items
+    targets=None, # classes by name or index, None where unknown; default: those of the items
+    zoom:float=1 # how many times as high and wide the pictures for the maps are; costs `zoom**2` forwards more
 )->Scenes:
     "Read images as a batch for networks and as pictures for display"
+    if not 1<=zoom<=8: raise ValueError(f"`zoom` must lie in 1..8, but is {zoom}")
     dl,idxs = _scene_dl(learn, items, dl, targets)
     one = dl.new(get_idxs=lambda: idxs, bs=len(idxs), shuffle=False, drop_last=False, num_workers=0)
-    with as_valid(one.dataset): b = list(one)[0]
     if getattr(one, 'n_inp', 1)!=1: raise ValueError(f"The figures show networks with one input, but this data has {one.n_inp}")
+    with as_valid(one.dataset), _damage_named(one.dataset, idxs):
+        b = list(one)[0]
+        xb = b[0].as_subclass(Tensor)
+        large = None if zoom==1 else _larger(one, xb, zoom)
     y = _batch_targets(b, learn, dl) if targets is None else [label_index(o, vocab_of(learn)) for o in targets]
-    return Scenes(b[0].as_subclass(Tensor), _pixels(one.after_batch.decode((b[0],))[0]), y)
+    eye = b[0] if large is None else large.as_subclass(type(b[0]))
+    return Scenes(xb, _pixels(one.after_batch.decode((eye,))[0]), y, large)
 
-# %% ../../nbs/see/02_items.ipynb #pick-scenes
+# %% ../../nbs/see/02_items.ipynb #dl-logits
 @torch.no_grad()
 def dl_logits(learn, dl)->tuple: # logits `(n, N)`, class indices `(n,)` or the answers where there are none
     "Logits for a dataset in its own order, the network left as it was found"
     zs,ys,net = [],[],plain_network(learn.model)
     one = dl.new(shuffle=False, drop_last=False)
-    with as_valid(one.dataset):
+    with as_valid(one.dataset), _damage_named(one.dataset):
         for b in one:
-            with undisturbed(net, b[0]) as x: zs.append(check_logits(net(x)).float().cpu())
-            ys += [y if y>=0 else z for y,z in zip(_batch_targets(b, learn, dl), zs[-1].argmax(1).tolist())]
+            with undisturbed(net, b[0]) as x: zs.append(ask(net, x).float().cpu())
+            ys += _batch_targets(b, learn, dl)
     if not zs: raise ValueError("The dl holds no images to choose from: give `items`")
-    return torch.cat(zs),tensor(ys)
+    z,y = torch.cat(zs),tensor(ys)
+    return z,torch.where(y<0, z.argmax(1), y)
 
+# %% ../../nbs/see/02_items.ipynb #scene-a
+def _margins(z)->Tensor: # `(n,)`
+    "How far the first probability is ahead of the second"
+    top = z.softmax(1).topk(2)[0]
+    return top[:,0]-top[:,1]
+
+def scenes_a(
+    z:Tensor, # logits `(n, N)`
+    y:Tensor # class indices `(n,)`
+)->list: # positions, the most telling first
+    "Images whose true class and at least two others have positive logits"
+    true = z[torch.arange(len(z)),y]>0
+    others = (z>0).sum(1)-1
+    found = (true & (others>=2)).nonzero()[:,0]
+    many = (others[found]>4).float()
+    return found[(many+_margins(z)[found]/2).argsort(stable=True)].tolist()
+
+# %% ../../nbs/see/02_items.ipynb #unlike
+def _unlike(warm)->Tensor: # `(n, n)` in 0..1
+    "How few of their warm classes two images share (1 minus the Jaccard index)"
+    w = warm.float()
+    shared = w @ w.T
+    n = w.sum(1)
+    return 1 - shared/(n[:,None]+n-shared).clamp(min=1)
+
+def _best_pair(at, warm, margins): # -> (how unlike, how sure, positions), or None
+    "The two images of one class whose labels differ most, the closer decisions first"
+    at = at[margins[at].argsort(stable=True)[:100]]
+    if len(at)<2: return
+    d = _unlike(warm[at]) - 1e-3*(margins[at][:,None]+margins[at])
+    i,j = divmod(int(d.triu(1).argmax()), len(at))
+    if i<j and (warm[at[i]]!=warm[at[j]]).any(): return d[i,j].item(),(int(at[i]),int(at[j]))
+
+# %% ../../nbs/see/02_items.ipynb #scene-bc
+def _pairs_among(ok, y, warm, margins)->list:
+    "The best pair of each class among some images, the best first"
+    pairs = [_best_pair((ok & (y==c)).nonzero()[:,0], warm, margins) for c in y[ok].unique().tolist()]
+    return [o for _,o in sorted((p for p in pairs if p), reverse=True)]
+
+def scenes_bc(
+    z:Tensor, # logits `(n, N)`
+    y:Tensor, # class indices `(n,)`
+    warm:Tensor # which classes are warm `(n, N)`
+)->list: # pairs of positions, the most telling first
+    "Two images of one class whose multi-warm labels differ"
+    n = warm.sum(1)
+    few = (n>=2) & (n<=5)
+    seen = z[torch.arange(len(z)),y]>0
+    choices = (few & seen, few, n>=2, n>=1)
+    found = (_pairs_among(ok, y, warm, _margins(z)) for ok in choices)
+    return next(filter(None, found), [])
+
+# %% ../../nbs/see/02_items.ipynb #picked
+class PickedScenes(list):
+    "Indices of images; `missing` says which of the paper's scenes could not be found"
+    missing = ()
+
+_no_a = "no image has positive logits for its true class and at least two others (Scene A)"
+_no_bc = "no two images of one class have different multi-warm labels (Scenes B and C)"
+
+# %% ../../nbs/see/02_items.ipynb #closest
+def _other_classes(at, y, taken)->list:
+    "Positions of which each has a class of its own"
+    seen,res = {int(y[i]) for i in taken},[]
+    for i in at:
+        if int(y[i]) not in seen: res.append(i)
+        seen.add(int(y[i]))
+    return res
+
+def _filled(found, rest, n)->list:
+    "`n` positions: those found, then others"
+    return (found + [i for i in rest if i not in found])[:n]
+
+# %% ../../nbs/see/02_items.ipynb #pick-scenes
 def pick_scenes(
     learn:Learner, # the baseline
     n:int=3, # how many images
     dl=None, # to choose from; default: the validation set
     rule='positive' # which classes are warm, see `multi_warm_label`
-)->list: # indices into the dataset of `dl`
-    "Images that confuse the network with few classes, the last two of one class but with different multi-warm labels"
+)->PickedScenes: # indices into the dataset of `dl`
+    "Images like the scenes of the paper's Figure 2: the last two of one class with different multi-warm labels, those before like Scene A"
     z,y = dl_logits(learn, learn.dls.valid if dl is None else dl)
-    warm = multi_warm_label(z, y, rule)>0
-    top = z.softmax(1).topk(2)[0]
-    few = (warm.sum(1)>=2) & (warm.sum(1)<=4)
-    order = [i for i in (top[:,0]-top[:,1]).argsort().tolist() if few[i] or not few.any()]
-    res = list({int(y[i]): i for i in reversed(order)}.values())[::-1][:n]
-    if len(res)<n: return (res + [i for i in order if i not in res])[:n]
-    if n<2: return res
-    def unlike(i, j): return int((warm[i]^warm[j]).sum())
-    pairs = [(max((j for j in order if y[j]==y[i]), key=lambda j: unlike(i, j)),i) for i in res[n-2:]]
-    last = max(pairs, key=lambda o: unlike(*o))
-    return [i for i in res if i not in (last[1], last[0])][:n-2] + [last[1], last[0]]
+    like_a,pairs = scenes_a(z, y),scenes_bc(z, y, multi_warm_label(z, y, rule)>0)
+    bc = list(pairs[0]) if n>1 and pairs else []
+    rest = _margins(z).argsort(stable=True).tolist()
+    like_a = [i for i in like_a if i not in bc]
+    front = _filled(_other_classes(like_a, y, bc), [*like_a, *[i for i in rest if i not in bc]], max(0, n-len(bc)))
+    res = PickedScenes([*front, *bc])
+    res.missing = tuple([_no_a]*(n!=2 and not like_a) + [_no_bc]*(n>1 and not pairs))
+    if res.missing:
+        words = ', and '.join(res.missing)
+        warnings.warn(f"Among these {len(z)} images {words}: the closest decisions take their place.", stacklevel=2)
+    return res
 
 # %% ../../nbs/see/02_items.ipynb #fixed-images
 def fixed_images(
@@ -225,7 +387,7 @@ def fixed_images(
 )->list: # indices into the dataset of `dl`
     "Images that the baseline gets wrong and FocusNet right, the baseline's most confident mistakes first"
     one = (learn.dls.valid if dl is None else dl).new(shuffle=False, drop_last=False)
-    with as_valid(one.dataset): z,zb,y = paired_logits(learn, base, one)
+    with as_valid(one.dataset), _damage_named(one.dataset): z,zb,y = paired_logits(learn, base, one)
     if (y<0).any(): raise ValueError(f"Image {int((y<0).nonzero()[0])} has no class: the search for mistakes needs them all")
     fixed = ((z.argmax(1)==y) & (zb.argmax(1)!=y)).nonzero()[:,0]
     return fixed[zb[fixed].softmax(1).amax(1).argsort(descending=True, stable=True)].tolist()

@@ -4,8 +4,8 @@ import numpy as np, pytest, torch, torch.nn.functional as F
 from torch import nn
 from sklearn.datasets import load_digits
 from torchvision import models as tvm
-from focusnet_fastai.see.cam import class_maps, contrast_maps, find_head, gradcam_maps, normalize_maps, upsample
-from focusnet_fastai.see.cam import undisturbed
+from focusnet_fastai.see.cam import class_maps, contrast_maps, enlarged, evidence, find_head, grad_maps, gradcam_maps, layout_of, normalize_maps, to_map
+from focusnet_fastai.see.cam import undisturbed, upsample
 
 def conv(ni, nf, stride=1, inplace=True):
     return nn.Sequential(nn.Conv2d(ni, nf, 3, stride, 1), nn.BatchNorm2d(nf), nn.ReLU(inplace=inplace))
@@ -276,7 +276,7 @@ def test_gradcam_classes(digits16):
     torch.testing.assert_close(gradcam_maps(m, x[:5], 7), every[:5,7:8], rtol=1e-4, atol=1e-6)       # images do not mix
 
 @pytest.mark.parametrize('classes,msg', [(10,'0..9'), (-1,'0..9'), ([0,10],'0..9'), ([],'shape'), (torch.zeros(16).long(),r'batch=16'),
-    (torch.zeros(3,2).long(),'batch=16'), ([1.5],'integers'), (torch.zeros(16,2),'integers'), ([True],'integers')])
+    (torch.zeros(3,2).long(),'batch=16'), ([1.5],'integers'), (torch.zeros(16,2),'integers'), ([True],'integers'), ('dog',"'dog' is a name"), (['cat',2],"'cat' is a name")])
 def test_gradcam_bad_classes(classes, msg, digits16):
     m = mixed(nn.Sequential(conv(1,4), nn.Flatten(), nn.Linear(4*16*16,10)))
     before = snapshot(m)
@@ -335,6 +335,100 @@ def test_gradcam_unused_layer(digits):
     with pytest.raises(ValueError, match='the network returns none'):
         gradcam_maps(nn.Sequential(nn.Flatten(), nn.Linear(64,10)), digits[0], 0)
 
+# Transformers and channels last
+
+def timm_net(name, **kw):
+    "A small network of timm with weights in its head, which some start with zeros"
+    net = pytest.importorskip('timm').create_model(name, num_classes=5, **kw)
+    for m in net.modules():
+        if isinstance(m, nn.Linear): nn.init.normal_(m.weight, std=m.in_features**-.5)
+    return net.eval()
+
+token_nets = dict( # network, size of the images, the layer that must be found, how many tokens come before the patches
+    vit=(lambda: timm_net('vit_tiny_patch16_224', img_size=64, depth=3), (64,64), 'blocks.2.norm1', 1),
+    oblong=(lambda: timm_net('vit_tiny_patch16_224', img_size=(64,96), depth=2), (64,96), 'blocks.1.norm1', 1),
+    deit=(lambda: timm_net('deit_tiny_distilled_patch16_224', img_size=64, depth=2), (64,64), 'blocks.1.norm1', 2),
+    dinov2=(lambda: timm_net('vit_small_patch14_reg4_dinov2', img_size=56, depth=2), (56,56), 'blocks.1.norm1', 5),
+    averaging=(lambda: timm_net('vit_tiny_patch16_224', img_size=64, depth=2, global_pool='avg', fc_norm=True, class_token=False), (64,64), 'norm', 0),
+    cait=(lambda: timm_net('cait_xxs24_224', img_size=64, depth=2), (64,64), 'blocks_token_only.1.norm1', 1),
+    torchvision=(lambda: tv_vit(), (64,64), 'encoder.layers.encoder_layer_1.ln_1', 1))
+
+def tv_vit():
+    net = tvm.VisionTransformer(image_size=64, patch_size=16, num_layers=2, num_heads=2, hidden_dim=32, mlp_dim=64, num_classes=5)
+    nn.init.normal_(net.heads.head.weight)
+    return net.eval()
+
+def kept_output(net, layer, x):
+    "The output of a layer in a plain forward with gradients, and the logits"
+    kept = []
+    hook = net.get_submodule(layer).register_forward_hook(lambda m,i,o: (o.retain_grad(), kept.append(o))[0])
+    try: return net(x.clone().requires_grad_()),kept
+    finally: hook.remove()
+
+@pytest.mark.parametrize('name', token_nets)
+def test_gradcam_of_patch_tokens(name):
+    "The last layer whose patches reach the logit, told by name; the maps by plain autograd, token by token"
+    build,(h,w),layer,before = token_nets[name]
+    net,x = build(),torch.randn(2,3,h,w)
+    p = 14 if name=='dinov2' else 16
+    got = grad_maps(net, x, lambda z: z[:,[1,3]])
+    assert got.layer==layer and got.maps.shape==(2,2,h//p,w//p)
+    for k,c in enumerate((1,3)):
+        z,(f,) = kept_output(net, layer, x)
+        z[:,c].sum().backward()
+        weight = f.grad[:,before:].mean(1)
+        want = (f[:,before:]*weight[:,None]).sum(2).reshape(2, h//p, w//p)
+        torch.testing.assert_close(got.maps[:,k], want.detach(), rtol=1e-3, atol=1e-7)
+    torch.testing.assert_close(gradcam_maps(net, x, [1,3]), got.maps.relu())
+    torch.testing.assert_close(gradcam_maps(net, x, [1,3], layer), got.maps.relu())
+    assert got.maps.abs().max()>0
+    if name!='averaging':
+        with pytest.raises(ValueError, match='gradcam_maps'): class_maps(net, x)
+
+@pytest.mark.parametrize('build', [lambda: timm_net('swin_tiny_patch4_window7_224', img_size=64, window_size=4, depths=(1,1), num_heads=(2,2), embed_dim=24), lambda: tvm.swin_t(num_classes=5).eval()])
+def test_channels_last(build):
+    "Swin: exact maps, whose mean is the logit; Grad-CAM is the same up to the number of cells; a patch on the right shows on the right"
+    net,x = build(),torch.randn(2,3,64,64)
+    h,maps = check_identity(net, x)
+    grad = gradcam_maps(net, x, range(5), relu=False)
+    torch.testing.assert_close(grad*grad.shape[2]*grad.shape[3], maps, rtol=1e-3, atol=1e-5)
+
+def test_where_a_token_is(rgb):
+    "A network that sees brightness: the map lights up where the light is, with a class token in front"
+    class Tokens(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.norm,self.out = nn.Identity(),nn.Linear(1,2)
+        def forward(self, x):
+            t = F.avg_pool2d(x, 8).mean(1).flatten(1)[...,None]
+            t = self.norm(torch.cat([t[:,:1]*0, t], 1))
+            return self.out(t.sum(1))
+    x = torch.zeros(1,3,32,48)
+    x[...,8:16,40:] = 1
+    net = Tokens()
+    nn.init.ones_(net.out.weight)
+    m = gradcam_maps(net, x, 0)
+    assert m.shape==(1,1,4,6) and divmod(int(m.argmax()), 6)==(1,5) and (m>0).sum()==1
+
+@pytest.mark.parametrize('shape,kind', [((2,512,7,7),'channels first'), ((2,7,7,768),'channels last'), ((2,197,192),'tokens'), ((2,201,192),'tokens'), ((2,3,197,64),None),
+    ((2,7,768,7),None), ((2,512,1,1),None), ((2,512),None), ((8,49,96),None), ((2,768,49),None), ((2,2),None)])
+def test_what_is_a_map(shape, kind):
+    "Height and width stand to each other as those of the image"
+    layout = layout_of(torch.rand(shape), torch.rand(2,3,224,224))
+    assert (layout and layout.kind)==kind
+    if kind=='channels last': assert to_map(torch.rand(shape), layout).shape==(2,768,7,7)
+
+def test_no_map_is_refused():
+    "Sequences, and a layer that gives none"
+    net = nn.Sequential(nn.Conv2d(3,8,3), nn.Flatten(2), nn.Flatten(), nn.Linear(8*62*62,4))
+    with pytest.raises(ValueError, match="layer '1' returns none"): gradcam_maps(net, torch.rand(1,3,64,64), 0, '1')
+    with pytest.raises(ValueError, match='64x64.*returns none'): gradcam_maps(nn.Sequential(nn.Flatten(), nn.Linear(3*64*64,4)), torch.rand(1,3,64,64), 0)
+
+@pytest.mark.parametrize('name', ['vit', 'torchvision'])
+@pytest.mark.parametrize('fn', [class_maps, find_head, lambda m,x: gradcam_maps(m, x, 0)])
+def test_images_of_another_size(name, fn):
+    with pytest.raises(ValueError, match='does not take images of 32x32 pixels'): fn(token_nets[name][0](), torch.rand(1,3,32,32))
+
 # Left as found
 
 class Fails(nn.Module):
@@ -373,6 +467,49 @@ def test_left_as_found_after_refusal(digits16):
     with pytest.raises(ValueError): class_maps(m, digits16[0])
     with pytest.raises(RuntimeError): class_maps(m, digits16.repeat(1,2,1,1))           # wrong number of channels
     assert_same(before, snapshot(m))
+
+class Keeps(nn.Module):
+    "A network that remembers its forwards, as LeViT caches its biases"
+    def __init__(self):
+        super().__init__()
+        self.net,self.cache,self.list,self.last = gap_net(),{'old':1},[0],None
+    def forward(self, x):
+        self.last = self.cache['new'] = self.new = self.net(x)
+        self.list.append(self.last)
+        return self.last
+
+@pytest.mark.parametrize('call', calls)
+def test_nothing_is_remembered(call, digits):
+    "What a network keeps from a forward is put back, so that it can be copied afterwards"
+    m = Keeps()
+    cache,kept = m.cache,m.list
+    calls[call](m, digits[0])
+    assert m.cache is cache=={'old':1} and m.list is kept==[0] and m.last is None and not hasattr(m, 'new')
+    copy.deepcopy(m)
+
+@pytest.mark.parametrize('training', [True, False])
+def test_levit_can_be_copied(training):
+    net = timm_net('levit_128s', img_size=64) if training else timm_net('levit_128s').eval()
+    net.train(training)
+    gradcam_maps(net, torch.rand(2,3,64,64) if training else torch.rand(1,3,224,224), [0,1])
+    copy.deepcopy(net)
+    assert net.training==training
+
+@pytest.mark.parametrize('compile', [lambda m,be: torch.compile(m, backend=be), lambda m,be: (m.compile(backend=be), m)[1],
+                                     lambda m,be: nn.Sequential(torch.compile(m[0], backend=be), *m[1:])])
+@pytest.mark.parametrize('call', calls)
+def test_compiled_networks_are_asked_plainly(compile, call, digits):
+    "Nothing is compiled for a figure; compiled parts stay as they were"
+    m,made = randomise(gap_net()).eval(),[]
+    def backend(graph, example):
+        made.append(graph)
+        return graph.forward
+    want = calls[call](m, digits[0])
+    net = compile(m, backend)
+    impls = [o._compiled_call_impl for o in net.modules()]
+    got = calls[call](net, digits[0])
+    assert not made and impls==[o._compiled_call_impl for o in net.modules()]
+    torch.testing.assert_close(got if isinstance(got, torch.Tensor) else got.logits, want if isinstance(want, torch.Tensor) else want.logits)
 
 def test_training_goes_on(digits):
     "Maps between forward and backward leave the gradients as they would have been"
@@ -466,6 +603,39 @@ def test_contrast(digits):
     ((2,10,4,4), [0,10], (2,10), '0..9'), ((2,10,4,4), [0.,1.], (2,10), 'integers')])
 def test_contrast_bad(maps, target, warm, msg):
     with pytest.raises(ValueError, match=msg): contrast_maps(torch.rand(maps), torch.tensor(target), torch.ones(warm))
+
+def test_contrast_against_one_class(digits):
+    xb,yb = digits
+    maps = class_maps(randomise(gap_net()), xb)
+    warm,i = torch.ones(16,10),torch.arange(16)
+    rivals = (yb+3)%10
+    torch.testing.assert_close(contrast_maps(maps, yb, warm, rivals), maps[i,yb]-maps[i,rivals])
+    free = yb!=7
+    torch.testing.assert_close(contrast_maps(maps[free], yb[free], warm[free], 7), maps[i[free],yb[free]]-maps[free,7])
+    with pytest.raises(ValueError, match='told from itself'): contrast_maps(maps, yb, warm, yb)
+    with pytest.raises(ValueError, match='0..9'): contrast_maps(maps, yb, warm, 10)
+
+@pytest.mark.parametrize('name,layer', [('resnet18','layer4'), ('mobilenet_v2','features')])
+def test_torchcam_finer_cam(name, layer, rgb):
+    "A pair and the mean over several classes: torchcam's Finer-CAM of the same picture, up to scale"
+    methods = pytest.importorskip('torchcam.methods')
+    m = randomise(getattr(tvm, name)(num_classes=10)).eval()
+    x,warm = rgb[:1],torch.zeros(1,10)
+    *lowest,target = (m(x)[0]-find_head(m, x).linear.bias).argsort()[[0,1,2,-1]].tolist()
+    for others in (lowest[:1], lowest):
+        with methods.FinerCAM(m, layer, gamma=1.) as cam: want = cam(target, scores=m(x), comparison_idx=others, normalized=False)[0]
+        got = evidence(contrast_maps(class_maps(m, x), [target], warm.index_fill(1, torch.tensor(others), 1)))
+        assert got.max()>0
+        torch.testing.assert_close(got/got.max(), want/want.max(), rtol=1e-3, atol=1e-4)
+        if len(others)==1: torch.testing.assert_close(got, evidence(contrast_maps(class_maps(m, x), [target], warm, others[0])))
+
+def test_evidence_and_larger_images():
+    assert evidence(torch.tensor([-1.,0,2])).tolist()==[0,0,2]
+    x = torch.linspace(0, 1, 8)[None,None,:,None].expand(2,3,8,6)
+    assert enlarged(x, 3).shape==(2,3,24,18)
+    torch.testing.assert_close(F.avg_pool2d(enlarged(x, 8), 8), x, atol=.02, rtol=0)
+    m = gap_net()
+    assert class_maps(m, enlarged(torch.rand(1,1,8,8), 2)).shape==(1,10,8,8)
 
 def test_upsample():
     m = torch.rand(2,3,4,5)

@@ -1,11 +1,12 @@
 "The explorer of confused pairs: its core without widgets, and the widgets without a browser"
 import io, subprocess, sys
+from copy import deepcopy
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
 from torch import nn, tensor
 from fastai.vision.all import (ImageDataLoaders, Learner, Normalize, PILImage, get_image_files, imagenet_stats,
                                parent_label, set_seed)
-from focusnet_fastai.see.cam import class_maps, contrast_maps
+from focusnet_fastai.see.cam import class_maps
 from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.see.examples import digit_learners
 from focusnet_fastai.see.explore import ConfusionExplorer, explore
@@ -80,20 +81,22 @@ def test_marks(ex):
     assert ex.mark(False).marked['index'].tolist() == [a] and not ex.is_marked()
 
 
-def test_maps_are_those_of_the_networks(ex, nets):
+@pytest.mark.parametrize('against', ['warm', 'wrong'])
+def test_maps_are_those_of_the_networks(nets, against):
     "The drawn class maps and contrast maps, undone to raw ones, are those that `cam` gives for the two networks"
-    o, (base, learn) = ex.current, nets
-    lo, hi = o.scale
+    ex, (base, learn) = ConfusionExplorer(nets[1], nets[0], against=against), nets
+    o = ex.current
+    def up(maps): return nn.functional.interpolate(maps, size=(32, 32), mode='bilinear', align_corners=False)[0]
     x = torch.cat([b[0] for b in learn.dls.valid]).as_subclass(torch.Tensor)[ex.index][None]
-    zb = base.model.eval()(x).detach()
-    label = multi_warm_label(zb, tensor([ex.true]))
+    label = multi_warm_label(base.model.eval()(x).detach(), tensor([ex.true]))
+    warm = [j for j in label[0].nonzero()[:, 0].tolist() if j != ex.true]
+    others = warm if against == 'warm' else [ex.wrong]
     for i, net in enumerate((base.model, learn.model)):
-        maps = class_maps(net, x)
-        two = nn.functional.interpolate(maps[:, [ex.wrong, ex.true]], size=(32, 32), mode='bilinear', align_corners=False)[0]
-        torch.testing.assert_close(o.cams[i]*(hi-lo) + lo, two, atol=1e-4, rtol=1e-4)
-        c = nn.functional.interpolate(contrast_maps(maps, tensor([ex.true]), label)[None], size=(32, 32), mode='bilinear', align_corners=False)[0, 0]
-        torch.testing.assert_close(o.contrasts[i]*o.limit, c, atol=1e-4, rtol=1e-4)
-    assert torch.equal(o.labels[0], label[0]) and o.warm == [j for j in label[0].nonzero()[:, 0].tolist() if j != ex.true]
+        maps = class_maps(net, x).detach()
+        torch.testing.assert_close(o.cams[i]*o.tops[i], up(maps[:, [ex.wrong, ex.true]].clamp(min=0)), atol=1e-4, rtol=1e-4)
+        contrast = maps[:, [ex.true]]-maps[:, others].mean(1, keepdim=True)
+        torch.testing.assert_close(o.contrasts[i]*o.limits[i], up(contrast)[0], atol=1e-4, rtol=1e-4)
+    assert torch.equal(o.label, label[0]) and o.warm == warm and o.others == others
 
 
 def test_picture_follows_every_change(ex):
@@ -105,7 +108,7 @@ def test_picture_follows_every_change(ex):
     assert (plain != pixels(first)).any()
     ex._drawn = (None, None)  # drawn anew and not from the last figure
     assert (pixels(ex.png()) == plain).all()
-    ex.alpha = .8
+    ex.alpha = .85
     assert ex.png() == first
     red = (pixels(ex.mark().png()) != pixels(first)).any(-1)
     assert red.sum() > 200 and pixels(ex.png())[red].mean(0).argmax() == 0
@@ -126,9 +129,19 @@ def test_gradcam_and_other_networks(nets):
     set_seed(0)
     other = Learner(nets[0].dls, lenet5(10))
     ex = ConfusionExplorer(other, nets[0], by='focusnet')
-    assert ex.current.method == 'Grad-CAM' and ex.current.cams.shape == (2, 2, 32, 32) and pixels(ex.png()).std() > 0
+    assert ex.current.method.startswith('Grad-CAM') and ex.current.cams[0].shape == (2, 32, 32) and pixels(ex.png()).std() > 0
     coarse = Learner(nets[0].dls, nn.Sequential(nn.Conv2d(1, 8, 3, 4, 1), nn.ReLU(), nn.Conv2d(8, 16, 3, 2, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(16, 10)))
     assert ConfusionExplorer(coarse, nets[0]).current.method == 'CAM'
+
+
+@pytest.mark.parametrize('dtype', [torch.float16, torch.bfloat16])
+def test_half_precision_baseline(nets, dtype):
+    "Computed in its own precision, shown like any other"
+    half = Learner(nets[0].dls, deepcopy(nets[0].model).to(dtype))
+    ex = ConfusionExplorer(nets[1], half)
+    want = half.model.eval()(torch.cat([b[0] for b in nets[1].dls.valid]).as_subclass(torch.Tensor).to(dtype)).float()
+    assert (ex.comparison.base_pred == want.argmax(1)).float().mean() > .99 and ex.comparison.zb.dtype == torch.float32
+    assert pixels(ex.png()).std() > 0 and all(p.dtype == dtype for p in half.model.parameters())
 
 
 def test_a_dl_with_other_classes_order(nets):
@@ -215,6 +228,9 @@ def test_panel(panel):
     assert ex.position == 1 and c.position.value == 2
     c.alpha.value = .3
     changed()
+    c.against.value = 'wrong'
+    changed()
+    assert ex.current.others == [ex.wrong]
     c.wrong.value = True
     changed()
     assert panel.marked['index'].tolist() == [ex.index] and '1 marked' in c.marks.value and 'Marked' in c.summary.value
@@ -237,6 +253,7 @@ def test_panel_with_few_pairs_listed(nets):
     panel = nets[1].explore(nets[0], max_pairs=2, by='either', names=('Teacher', 'Student'))
     c = panel.controls
     assert len(c.pair.options) == 2 and '2 are listed' in c.pairs.value and 'Student' in c.pair.options[0][0]
+    assert c.pair.rows == 2                                                          # all of them are seen
     c.rank.value = len(panel.pairs)
     assert c.pair.value is None and panel.explorer.pair == len(panel.pairs)-1
     c.rank.value = 1
@@ -254,7 +271,7 @@ def test_panel_says_what_went_wrong(photos):
     f.rename(f.with_suffix('.away'))
     try: c.next.click()
     finally: f.with_suffix('.away').rename(f)
-    assert 'FileNotFoundError' in c.summary.value and f.name in c.summary.value and c.picture.value == b''
+    assert 'No such file' in c.summary.value and f.name in c.summary.value and c.picture.value == b''
     c.previous.click()
     assert c.picture.value[:4] == b'\x89PNG' and 'Error' not in c.summary.value
 
