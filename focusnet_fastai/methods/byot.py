@@ -10,7 +10,7 @@ from fastai.vision.all import *
 from ..loss import check_range, cross_entropies, plain_tensor
 from .distil import softened_kl
 from .wrap import WrapTerms
-from .stages import StageNetwork
+from .stages import PartNorm2d, StageNetwork
 
 # %% ../../nbs/methods/08_byot.ipynb #sep-conv
 def _separable(
@@ -19,7 +19,7 @@ def _separable(
     stride:int
 )->list: # of modules
     "Depthwise 3x3 convolution, 1x1 convolution, batch norm, ReLU"
-    return [nn.Conv2d(ni, ni, 3, stride, 1, groups=ni, bias=False), nn.Conv2d(ni, no, 1, bias=False), nn.BatchNorm2d(no), nn.ReLU()]
+    return [nn.Conv2d(ni, ni, 3, stride, 1, groups=ni, bias=False), nn.Conv2d(ni, no, 1, bias=False), PartNorm2d(no), nn.ReLU()]
 
 def sep_conv(
     ni:int, # channels in
@@ -37,14 +37,16 @@ class ShallowExit(nn.Module):
     ):
         super().__init__()
         c = channels[0]
-        self.attention = nn.Sequential(sep_conv(c, c), nn.BatchNorm2d(c), nn.ReLU())
+        self.attention = nn.Sequential(sep_conv(c, c), PartNorm2d(c), nn.ReLU())
         self.down = nn.Sequential(*[sep_conv(a, b) for a,b in zip(channels, channels[1:])])
         self.head = nn.Linear(channels[-1], n_classes)
 
-    def forward(self, f): # feature map `(B, C, H, W)`; to logits `(B, N)` and features `(B, D)`
-        a = F.interpolate(self.attention(f), size=f.shape[2:], mode='bilinear').sigmoid()
-        h = self.down(a*f).mean((2,3))
-        return self.head(h),h
+# %% ../../nbs/methods/08_byot.ipynb #exit-forward
+@patch
+def forward(self:ShallowExit, f): # feature map `(B, C, H, W)`; to logits `(B, N)` and features `(B, D)`
+    a = F.interpolate(self.attention(f), size=f.shape[2:], mode='bilinear').sigmoid()
+    h = self.down(a*f).mean((2,3))
+    return self.head(h),h
 
 # %% ../../nbs/methods/08_byot.ipynb #byot-network
 class BYOTNetwork(StageNetwork):
@@ -63,12 +65,15 @@ class BYOTNetwork(StageNetwork):
             if isinstance(m, nn.Conv2d): nn.init.kaiming_normal_(m.weight, mode='fan_out', nonlinearity='relu')
         for m in (self.exits, self.adapters): m.to(w.device, w.dtype)
 
-    def train_outputs(self, x): # logits and features; logits of the exits; their features, adapted if there are adapters
-        s = self.stages
-        maps = s.forward_features(x)
-        h = s.pool(maps[-1])
-        logits,features = zip(*[e(f) for e,f in zip(self.exits, maps)])
-        return s.head(h),h,logits,[a(f) for a,f in zip(self.adapters, features)] if len(self.adapters) else features
+# %% ../../nbs/methods/08_byot.ipynb #byot-outputs
+@patch
+def train_outputs(self:BYOTNetwork, x): # logits and features; logits of the exits; their features, adapted if there are adapters
+    s = self.stages
+    maps = s.forward_features(x)
+    h = s.pool(maps[-1])
+    logits,features = zip(*[e(f) for e,f in zip(self.exits, maps)])
+    if len(self.adapters): features = [a(f) for a,f in zip(self.adapters, features)]
+    return s.head(h),h,logits,features
 
 # %% ../../nbs/methods/08_byot.ipynb #feature-distance
 def feature_distance(
@@ -96,11 +101,13 @@ class BYOT(WrapTerms):
         check_range(0, feature=feature, cls_weight=cls_weight)
         check_range(1e-3, T=T)
         super().__init__()
-        store_attr('alpha,T,feature,cls_weight,t_squared,squares')
+        store_attr()
 
-    @property
-    def weights(self):
-        return dict(cls=self.cls_weight, shallow=1-self.alpha, kd=self.alpha) | (dict(feature=self.feature) if self.feature else {})
+# %% ../../nbs/methods/08_byot.ipynb #byot-weights
+@patch(as_prop=True)
+def weights(self:BYOT):
+    w = dict(cls=self.cls_weight, shallow=1-self.alpha, kd=self.alpha)
+    return w | dict(feature=self.feature) if self.feature else w
 
 # %% ../../nbs/methods/08_byot.ipynb #byot-terms
 @patch
@@ -108,12 +115,15 @@ def network(self:BYOT, net, n_classes):
     new = BYOTNetwork(net, n_classes, adapters=bool(self.feature) and not self.squares)
     mine,deepest = [o.head.in_features for o in (new.exits[0], new.stages)]
     if self.feature and self.squares and mine!=deepest:
-        raise ValueError(f"`squares` compares features of the same width, but the exits of {type(net).__name__} have {mine}, its head reads {deepest}")
+        raise ValueError(f"`squares` compares features of the same width, but the exits of {type(net).__name__} have {mine}, "
+                         f"its head reads {deepest}: use `squares=False`, whose adapters make them equal")
     return new
 
+# %% ../../nbs/methods/08_byot.ipynb #byot-terms-2
 @patch
 def terms(self:BYOT, pred, y):
     _,h,logits,features = self.outputs
     kd = sum(softened_kl(pred, z, self.T) for z in logits)
-    terms = dict(cls=cross_entropies(pred, y), shallow=sum(cross_entropies(z, y) for z in logits), kd=kd if self.t_squared else kd/self.T**2)
-    return terms | (dict(feature=feature_distance(h, features, self.squares)) if self.feature else {})
+    terms = dict(cls=cross_entropies(pred, y), shallow=sum(cross_entropies(z, y) for z in logits),
+                 kd=kd if self.t_squared else kd/self.T**2)
+    return terms | dict(feature=feature_distance(h, features, self.squares)) if self.feature else terms

@@ -17,7 +17,9 @@ def softened_kl(
     T:float=4. # temperature that divides both
 )->Tensor: # `(B,)`, times T^2
     "$T^2 KL(softmax(z_teacher/T) || softmax(z/T))$ of each image; no gradient reaches the teacher"
-    log_q,log_p = [(plain_tensor(o)/T).log_softmax(1) for o in (teacher_logits.detach(), logits)]
+    z = plain_tensor(logits)
+    zt = plain_tensor(teacher_logits).detach().to(z.dtype)
+    log_p,log_q = [(o/T).log_softmax(1) for o in (z, zt)]
     return T**2*F.kl_div(log_p, log_q, reduction='none', log_target=True).sum(1)
 
 # %% ../../nbs/methods/01_distil.ipynb #kd
@@ -31,13 +33,20 @@ class KD(LossTerms):
         cls_weight:float|None=None # weight of the cross-entropy, where it is not 1-alpha
     ):
         check_range(0, 1 if cls_weight is None else math.inf, alpha=alpha)
+        check_range(0, cls_weight=ifnone(cls_weight, 1-alpha))
         check_range(1e-3, T=T)
         super().__init__(baseline)
         store_attr('alpha,T,cls_weight')
 
-    @property
-    def weights(self): return dict(cls=1-self.alpha if self.cls_weight is None else self.cls_weight, kd=self.alpha)
-    def terms(self, pred, y): return dict(cls=cross_entropies(pred, y), kd=softened_kl(self.baseline_logits, pred, self.T))
+# %% ../../nbs/methods/01_distil.ipynb #kd-terms
+@patch(as_prop=True)
+def weights(self:KD):
+    cls = 1-self.alpha if self.cls_weight is None else self.cls_weight
+    return dict(cls=cls, kd=self.alpha)
+
+@patch
+def terms(self:KD, pred, y):
+    return dict(cls=cross_entropies(pred, y), kd=softened_kl(self.baseline_logits, pred, self.T))
 
 # %% ../../nbs/methods/01_distil.ipynb #tfkd
 class TfKD(KD):
@@ -52,9 +61,11 @@ class TfKD(KD):
         super().__init__(baseline, alpha, T)
         self.multiplier = multiplier
 
-    def terms(self, pred, y):
-        terms = super().terms(pred, y)
-        return {**terms, 'kd': self.multiplier*terms['kd']}
+# %% ../../nbs/methods/01_distil.ipynb #tfkd-terms
+@patch
+def terms(self:TfKD, pred, y):
+    terms = KD.terms(self, pred, y)
+    return terms | dict(kd=self.multiplier*terms['kd'])
 
 # %% ../../nbs/methods/01_distil.ipynb #virtual-teacher
 def virtual_teacher(
@@ -64,7 +75,7 @@ def virtual_teacher(
     correct:float=0.99 # probability of the true class before the softmax
 )->Tensor: # `(B, N)`, rows sum to 1
     "$u = softmax(s/T)$ of the designed probabilities $s$ (Yuan et al. 2020)"
-    true,rest = math.exp(correct/T),math.exp((1-correct)/(n_classes-1)/T)
+    true,rest = [math.exp(o/T) for o in (correct, (1-correct)/(n_classes-1))]
     y = target_probabilities(target, n_classes)
     return (rest + (true-rest)*y)/(true + (n_classes-1)*rest)
 
@@ -82,11 +93,14 @@ class TfKDReg(LossTerms):
         check_range(1e-3, T=T, student_T=student_T)
         check_range(0, multiplier=multiplier)
         super().__init__()
-        store_attr('alpha,T,correct,multiplier,student_T')
+        store_attr()
 
-    @property
-    def weights(self): return dict(cls=1-self.alpha, virtual=self.alpha)
-    def terms(self, pred, y):
-        u = virtual_teacher(y, pred.shape[1], self.T, self.correct).to(pred.dtype)
-        kl = F.kl_div((pred/self.student_T).log_softmax(1), u, reduction='none').sum(1)
-        return dict(cls=cross_entropies(pred, y), virtual=self.multiplier*kl)
+# %% ../../nbs/methods/01_distil.ipynb #tfkd-reg-terms
+@patch(as_prop=True)
+def weights(self:TfKDReg): return dict(cls=1-self.alpha, virtual=self.alpha)
+
+@patch
+def terms(self:TfKDReg, pred, y):
+    u = virtual_teacher(y, pred.shape[1], self.T, self.correct).to(pred.dtype)
+    kl = F.kl_div((pred/self.student_T).log_softmax(1), u, reduction='none').sum(1)
+    return dict(cls=cross_entropies(pred, y), virtual=self.multiplier*kl)

@@ -7,10 +7,10 @@ __all__ = ['Fusion', 'half_size', 'BiFPNc', 'FRSKDNetwork', 'attention_map', 'fe
 
 # %% ../../nbs/methods/07_frskd.ipynb #imports
 from fastai.vision.all import *
-from ..loss import entropy_bound, check_range, cross_entropies, focus_terms, plain_tensor
+from ..loss import check_range, check_rule, cross_entropies, entropy_bound, focus_terms, plain_tensor
 from .distil import softened_kl
-from .wrap import WrapTerms
-from .stages import StageNetwork
+from .wrap import check_whole, WrapTerms
+from .stages import PartNorm2d, StageNetwork
 
 # %% ../../nbs/methods/07_frskd.ipynb #blocks
 def _conv1x1(
@@ -18,13 +18,13 @@ def _conv1x1(
     no:int # channels out
 )->nn.Sequential:
     "1x1 convolution, batch norm, ReLU"
-    return nn.Sequential(nn.Conv2d(ni, no, 1, bias=False), nn.BatchNorm2d(no), nn.ReLU())
+    return nn.Sequential(nn.Conv2d(ni, no, 1, bias=False), PartNorm2d(no), nn.ReLU())
 
 def _separable(
     n:int # channels
 )->list: # of modules
     "Depthwise 3x3 convolution, 1x1 convolution, batch norm"
-    return [nn.Conv2d(n, n, 3, padding=1, groups=n, bias=False), nn.Conv2d(n, n, 1, bias=False), nn.BatchNorm2d(n)]
+    return [nn.Conv2d(n, n, 3, padding=1, groups=n, bias=False), nn.Conv2d(n, n, 1, bias=False), PartNorm2d(n)]
 
 # %% ../../nbs/methods/07_frskd.ipynb #fusion
 class Fusion(nn.Module):
@@ -34,7 +34,8 @@ class Fusion(nn.Module):
         n:int # channels of each
     ):
         super().__init__()
-        self.weight,self.block = nn.Parameter(torch.ones(n_maps)),nn.Sequential(*_separable(n), nn.ReLU(), *_separable(n))
+        self.weight = nn.Parameter(torch.ones(n_maps))
+        self.block = nn.Sequential(*_separable(n), nn.ReLU(), *_separable(n))
 
     def forward(self, *maps): # of one shape `(B, n, H, W)`, which is that of the result, too
         w = self.weight.relu()
@@ -62,27 +63,39 @@ class BiFPNc(nn.Module):
         super().__init__()
         ws,make = [width*c for c in channels],nn.ModuleList
         pairs = list(zip(ws, ws[1:]))
-        self.lateral  = make([_conv1x1(c, w) for c,w in zip(channels, ws)])
+        self.lateral = make([_conv1x1(c, w) for c,w in zip(channels, ws)])
         self.lateral2 = make([_conv1x1(c, w) for c,w in zip(channels[1:], ws[1:])])
-        self.up,self.down = make([_conv1x1(b, a) for a,b in pairs]),make([_conv1x1(a, b) for a,b in pairs])
+        self.up = make([_conv1x1(b, a) for a,b in pairs])
+        self.down = make([_conv1x1(a, b) for a,b in pairs])
         self.fuse_up = make([Fusion(2, w) for w in ws[:-1]])
         self.fuse_down = make([Fusion(3, w) for w in ws[1:-1]] + [Fusion(2, ws[-1])])
         self.head = nn.Linear(ws[-1], n_classes)
 
 # %% ../../nbs/methods/07_frskd.ipynb #bifpn-forward
 @patch
+def downwards(self:BiFPNc,
+    maps:list # the network's feature maps $F_i$ `(B, C_i, H_i, W_i)`
+)->list: # $P_i$ `(B, width*C_i, H_i, W_i)`
+    "From the last map to the first: each is fused with the one below"
+    sides = [l(f) for l,f in zip(self.lateral, maps)]
+    p = [sides.pop()]
+    for side,up,fuse in reversed(list(zip(sides, self.up, self.fuse_up))):
+        larger = F.interpolate(p[0].relu(), size=tuple(side.shape[2:]))
+        p.insert(0, fuse(side, up(larger)))
+    return p
+
+# %% ../../nbs/methods/07_frskd.ipynb #bifpn-upwards
+@patch
 def forward(self:BiFPNc,
     maps:list # the network's feature maps $F_i$ `(B, C_i, H_i, W_i)`
 )->tuple: # logits `(B, N)`, and the refined maps $T_i$ `(B, width*C_i, H_i, W_i)`
     "The self-teacher's view of one batch"
-    sides = [l(f) for l,f in zip(self.lateral, maps)]
-    p = [sides.pop()]
-    for side,up,fuse in reversed(list(zip(sides, self.up, self.fuse_up))):
-        p.insert(0, fuse(side, up(F.interpolate(p[0].relu(), size=tuple(side.shape[2:])))))
+    p = self.downwards(maps)
     t = [p[0].relu()]
     for f,middle,l,down,fuse in zip(maps[1:], p[1:-1]+[None], self.lateral2, self.down, self.fuse_down):
-        side,lower = l(f),down(half_size(t[-1], f.shape[2:]))
-        t.append(fuse(*[o for o in (side,middle,lower) if o is not None]).relu())
+        lower = down(half_size(t[-1], f.shape[2:]))
+        met = [o for o in (l(f),middle,lower) if o is not None]
+        t.append(fuse(*met).relu())
     return self.head(t[-1].mean((2,3))),t
 
 # %% ../../nbs/methods/07_frskd.ipynb #network
@@ -98,10 +111,12 @@ class FRSKDNetwork(StageNetwork):
         w = self.stages.head.weight
         self.teacher = BiFPNc(self.stages.channels, n_classes, width).to(w.device, w.dtype)
 
-    def train_outputs(self, x): # logits, the self-teacher's logits, maps, refined maps
-        z,maps = super().train_outputs(x)
-        zb,refined = self.teacher(maps)
-        return z,zb,maps,refined
+# %% ../../nbs/methods/07_frskd.ipynb #network-outputs
+@patch
+def train_outputs(self:FRSKDNetwork, x): # logits, the self-teacher's logits, maps, refined maps
+    z,maps = StageNetwork.train_outputs(self, x)
+    zb,refined = self.teacher(maps)
+    return z,zb,maps,refined
 
 # %% ../../nbs/methods/07_frskd.ipynb #feature-distance
 def attention_map(
@@ -110,6 +125,7 @@ def attention_map(
     "The mean square over the channels, normalised over the pixels (Zagoruyko and Komodakis 2017)"
     return F.normalize(plain_tensor(f).pow(2).mean(1).flatten(1))
 
+# %% ../../nbs/methods/07_frskd.ipynb #feature-distances
 def feature_distances(
     maps:list, # of the network, each `(B, C_i, H_i, W_i)`
     refined:list # of the self-teacher, treated as constants
@@ -128,19 +144,25 @@ class FRSKD(WrapTerms):
     ):
         check_range(0, alpha=alpha, beta=beta)
         check_range(1e-3, T=T)
-        check_range(1, width=width)
+        check_whole(1, width=width)
         super().__init__()
-        store_attr('alpha,beta,T,width')
+        store_attr()
 
-    def network(self, net, n_classes): return FRSKDNetwork(net, n_classes, self.width)
+# %% ../../nbs/methods/07_frskd.ipynb #frskd-terms
+@patch
+def network(self:FRSKD, net, n_classes): return FRSKDNetwork(net, n_classes, self.width)
 
-    @property
-    def weights(self): return dict(cls=1., teacher=1., kd=self.alpha) | (dict(feature=self.beta) if self.beta else {})
+@patch(as_prop=True)
+def weights(self:FRSKD):
+    w = dict(cls=1., teacher=1., kd=self.alpha)
+    return w | dict(feature=self.beta) if self.beta else w
 
-    def terms(self, pred, y):
-        _,zb,maps,refined = self.outputs
-        terms = dict(cls=cross_entropies(pred, y), teacher=cross_entropies(zb, y), kd=softened_kl(zb, pred, self.T))
-        return terms | (dict(feature=feature_distances(maps, refined)) if self.beta else {})
+# %% ../../nbs/methods/07_frskd.ipynb #frskd-terms-all
+@patch
+def terms(self:FRSKD, pred, y):
+    _,zb,maps,refined = self.outputs
+    terms = dict(cls=cross_entropies(pred, y), teacher=cross_entropies(zb, y), kd=softened_kl(zb, pred, self.T))
+    return terms | dict(feature=feature_distances(maps, refined)) if self.beta else terms
 
 # %% ../../nbs/methods/07_frskd.ipynb #frskdf
 class FRSKDF(FRSKD):
@@ -158,31 +180,37 @@ class FocusFRSKD(FRSKD):
         alpha:float=1., # weight of the attention term, as for `FocusNetCallback`
         beta:float=1., # weight of the entropy, which is subtracted
         feature:float=100., # weight of the distance of the maps, FRSKD's β
-        rule='released', # which classes are warm, see `multi_warm_label`
+        rule='released', # which classes are warm: 'released', 'positive', 'soft' or a function, see `multi_warm_label`
         label_smoothing:float=0.1, # in the focus-picking loss's classification term, as released
         detach:bool=True, # stop the gradient through the whole probability difference? False: through the self-teacher only
         reading:str='A', # 'A', 'B' (no distance of the maps) or 'C' (cross-entropy of the network added)
         width:int=2 # of the self-teacher
     ):
         if reading not in ('A','B','C'): raise ValueError(f"`reading` must be 'A', 'B' or 'C', but is {reading!r}")
-        check_range(0, feature=feature)
+        check_range(0, feature=feature, beta=beta)
+        check_range(0, 1, label_smoothing=label_smoothing)
+        check_rule(rule)
         super().__init__(alpha, 0, width=width)
         self.beta = beta
         store_attr('feature,rule,label_smoothing,detach,reading')
 
-    def lower_bound(self, n_classes): return entropy_bound(self.beta, n_classes)
-
-# %% ../../nbs/methods/07_frskd.ipynb #focus-frskd-terms
+# %% ../../nbs/methods/07_frskd.ipynb #focus-weights
 @patch(as_prop=True)
 def weights(self:FocusFRSKD):
-    w = dict(cls=1., attention=self.alpha, entropy=-self.beta, teacher=1., feature=self.feature, ce=1.)
-    off = dict(feature=self.reading=='B' or not self.feature, ce=self.reading!='C')
-    return {k: v for k,v in w.items() if not off.get(k)}
+    w = dict(cls=1., attention=self.alpha, entropy=-self.beta, teacher=1.)
+    if self.feature and self.reading!='B': w['feature'] = self.feature
+    if self.reading=='C': w['ce'] = 1.
+    return w
 
+@patch
+def lower_bound(self:FocusFRSKD, n_classes): return entropy_bound(self.beta, n_classes)
+
+# %% ../../nbs/methods/07_frskd.ipynb #focus-frskd-terms
 @patch
 def terms(self:FocusFRSKD, pred, y):
     _,zb,maps,refined = self.outputs
-    terms = focus_terms(pred, plain_tensor(zb), y, self.rule, self.label_smoothing, self.detach) | dict(teacher=cross_entropies(zb, y))
+    terms = focus_terms(pred, plain_tensor(zb), y, self.rule, self.label_smoothing, self.detach)
+    terms['teacher'] = cross_entropies(zb, y)
     if 'feature' in self.weights: terms['feature'] = feature_distances(maps, refined)
     if 'ce' in self.weights: terms['ce'] = cross_entropies(pred, y)
     return terms

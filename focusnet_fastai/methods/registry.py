@@ -34,18 +34,20 @@ methods = dict(
     frskd=FRSKD, frskd_f=FRSKDF, focus_frskd=FocusFRSKD, byot=BYOT, one=ONE)
 
 # %% ../../nbs/methods/10_registry.ipynb #settings
-_given = ('learn','base','baseline') # by whoever trains
-
 def find_method(name:str): # a class or function
     "The method of this name"
     if name not in methods: raise ValueError(f"Unknown method {name!r}: choose from {', '.join(methods)}")
     return methods[name]
 
+# %% ../../nbs/methods/10_registry.ipynb #needs-baseline
 def needs_baseline(
     f # a method
 )->bool:
     "Does a method need a trained baseline?"
     return getattr(getattr(f, 'func', f), 'needs_baseline', False)
+
+# %% ../../nbs/methods/10_registry.ipynb #method-settings
+_given = ('learn','base','baseline') # by whoever trains
 
 def method_settings(
     f # a method
@@ -62,7 +64,7 @@ def apply_method(
 )->tuple: # the learner to train, its callbacks
     "Put a method to a learner"
     cls,args = getattr(f, 'func', f),[base] if needs_baseline(f) else []
-    if args and base is None: raise ValueError("This method needs a trained baseline")
+    if args and base is None: raise ValueError(f"{cls.__name__} needs a trained baseline: give a `Learner` or its network as `base`")
     if not isinstance(cls, type): return f(learn, *args, **settings)
     if issubclass(cls, WrapTerms): return cls.wrap(learn, *args, **{**getattr(f, 'keywords', {}), **settings}),None
     return learn,f(*args, **settings)

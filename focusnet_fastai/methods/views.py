@@ -15,17 +15,21 @@ from .groups import GroupedDL
 from .wrap import FeatureNetwork, WrapTerms
 
 # %% ../../nbs/methods/05_views.ipynb #class-labels
+def _targets(dl)->list:
+    "The target of each item, without opening its image where that is possible"
+    ds,n = dl.dataset,getattr(dl, 'n_inp', 1)
+    y = getattr(ds, '__dict__', {}).get('y')
+    if isinstance(y, Tensor): return list(y)
+    if hasattr(ds, 'tls'): return [ds.tls[n][i] for i in range(len(ds))]
+    return [ds[i][n] for i in range(len(ds))]
+
 def class_labels(
     dl:TfmdDL # a training loader
 )->list: # one class index an item
     "The class index of each item of the loader's dataset"
-    ds,n = dl.dataset,getattr(dl, 'n_inp', 1)
-    y = getattr(ds, '__dict__', {}).get('y')
-    if isinstance(y, Tensor): labels = list(y)
-    elif hasattr(ds, 'tls'): labels = [ds.tls[n][i] for i in range(len(ds))]
-    else: labels = [ds[i][n] for i in range(len(ds))]
+    labels = _targets(dl)
     if any(isinstance(o, Tensor) and (o.ndim or o.is_floating_point()) for o in labels):
-        raise ValueError("Each image must have one class index as its label")
+        raise ValueError("Each image must have one class index as its label, since its partner is another image of that class")
     return [int(o) for o in labels]
 
 # %% ../../nbs/methods/05_views.ipynb #partners-dl
@@ -44,7 +48,9 @@ class PartnersDL(GroupedDL):
 # %% ../../nbs/methods/05_views.ipynb #cskd
 class CSKD(WrapTerms):
     "Class-wise self-distillation from another image of the class (Yun et al. 2020)"
-    loader,partner,partner_logits = PartnersDL,None,None
+    loader = PartnersDL
+    partner = None # their images
+    partner_logits = None
     no_mix = "an image and its partner must be of one class, and a mixed image is of two"
     _stateattrs = WrapTerms._stateattrs + ('partner','partner_logits')
     def __init__(self,
@@ -54,11 +60,14 @@ class CSKD(WrapTerms):
         check_range(0, lam=lam)
         check_range(1e-3, T=T)
         super().__init__()
-        store_attr('lam,T')
+        store_attr()
 
-    @property
-    def weights(self): return dict(cls=1., kd=self.lam)
-    def terms(self, pred, y): return dict(cls=cross_entropies(pred, y), kd=softened_kl(self.partner_logits, pred, self.T))
+# %% ../../nbs/methods/05_views.ipynb #cskd-terms
+@patch(as_prop=True)
+def weights(self:CSKD): return dict(cls=1., kd=self.lam)
+
+@patch
+def terms(self:CSKD, pred, y): return dict(cls=cross_entropies(pred, y), kd=softened_kl(self.partner_logits, pred, self.T))
 
 # %% ../../nbs/methods/05_views.ipynb #cskd-events
 @patch
@@ -66,17 +75,19 @@ def before_batch(self:CSKD):
     WrapTerms.before_batch(self)
     n = len(self.y)//2
     self.partner = tuple(x[n:] for x in self.xb)
-    self.learn.xb,self.learn.yb = tuple(x[:n] for x in self.xb),(self.y[:n],)
+    self.learn.xb = tuple(x[:n] for x in self.xb)
+    self.learn.yb = (self.y[:n],)
 
 @patch
 def after_pred(self:CSKD):
     WrapTerms.after_pred(self)
-    with torch.no_grad(): self.partner_logits = plain_tensor(plain_network(self.learn.model)(*self.partner))
+    with torch.no_grad(): z = plain_network(self.learn.model)(*self.partner)
+    self.partner_logits = plain_tensor(z[0] if isinstance(z, (tuple,list)) else z)
 
 @patch
 def after_fit(self:CSKD):
     WrapTerms.after_fit(self)
-    self.partner = self.partner_logits = None
+    if self.fitting: self.partner = self.partner_logits = None
 
 # %% ../../nbs/methods/05_views.ipynb #views-dl
 class ViewsDL(GroupedDL):
@@ -87,7 +98,8 @@ class ViewsDL(GroupedDL):
 # %% ../../nbs/methods/05_views.ipynb #ddgsd
 class DDGSD(WrapTerms):
     "Data-distortion guided self-distillation: two views of an image agree (Xu and Liu 2019)"
-    loader,blocks = ViewsDL,2
+    loader = ViewsDL
+    blocks = 2
     no_mix = "the two views of an image would be mixed with different images"
     def __init__(self,
         lam:float=1., # weight of the two divergences
@@ -98,19 +110,22 @@ class DDGSD(WrapTerms):
         check_range(0, lam=lam, mu=mu)
         check_range(1e-3, T=T)
         super().__init__()
-        store_attr('lam,mu,T,t_squared')
+        store_attr()
 
-    @property
-    def weights(self): return dict(cls_a=1., cls_b=1., kl=self.lam, mmd=self.mu)
-    def network(self, net, n_classes): return FeatureNetwork(net, n_classes)
+# %% ../../nbs/methods/05_views.ipynb #ddgsd-network
+@patch(as_prop=True)
+def weights(self:DDGSD): return dict(cls_a=1., cls_b=1., kl=self.lam, mmd=self.mu)
+
+@patch
+def network(self:DDGSD, net, n_classes): return FeatureNetwork(net, n_classes)
 
 # %% ../../nbs/methods/05_views.ipynb #ddgsd-terms
 @patch
 def terms(self:DDGSD, pred, y):
     (za,zb),(fa,fb) = [plain_tensor(o).chunk(2) for o in (self.all_logits, self.outputs[1])]
     kl = softened_kl(zb, za, self.T) + softened_kl(za, zb, self.T)
-    return dict(cls_a=cross_entropies(za, y), cls_b=cross_entropies(zb, y), kl=kl if self.t_squared else kl/self.T**2,
-                mmd=(fa.mean(0)-fb.mean(0)).pow(2).sum())
+    mmd = (fa.mean(0) - fb.mean(0)).pow(2).sum()
+    return dict(cls_a=cross_entropies(za, y), cls_b=cross_entropies(zb, y), kl=kl if self.t_squared else kl/self.T**2, mmd=mmd)
 
 # %% ../../nbs/methods/05_views.ipynb #rotations-dl
 class FourRotations(ItemTransform):
@@ -121,13 +136,13 @@ class FourRotations(ItemTransform):
             raise ValueError(f"Rotations by 90 degrees need batches of square images, but these have shape {tuple(b[0].shape)}")
         return tuple(torch.cat([o.rot90(k, (2,3)) for k in range(4)]) if o.ndim==4 else torch.cat([o]*4) for o in b)
 
+# %% ../../nbs/methods/05_views.ipynb #rotations-loader
 class RotationsDL(GroupedDL):
     "Batches of images in four rotations"
-    def __init__(self,
-        dl:TfmdDL # the plain training loader
-    ):
-        super().__init__(dl)
-        self.after_batch = Pipeline([*dl.after_batch.fs, FourRotations()])
+    @property
+    def after_batch(self):
+        plain = self.dl.after_batch
+        return Pipeline([*plain.fs, FourRotations()], split_idx=plain.split_idx)
 
 # %% ../../nbs/methods/05_views.ipynb #joint-labels
 def joint_labels(
@@ -136,6 +151,7 @@ def joint_labels(
     "$4y + k$ for the turns k = 0, 1, 2, 3"
     return torch.cat([4*y + k for k in range(4)])
 
+# %% ../../nbs/methods/05_views.ipynb #aggregated
 def aggregated_logits(
     joint:Tensor # of all turns, turn by turn `(4B, 4N)`
 )->Tensor: # `(B, N)`
@@ -151,19 +167,23 @@ class SLANetwork(FeatureNetwork):
         single:bool=True # a head of its own for the upright images?
     ):
         super().__init__(net, n_classes)
-        h,self.single = self.head,single
-        self.joint = nn.Linear(h.in_features, (4 if single else 3)*n_classes, device=h.weight.device, dtype=h.weight.dtype)
+        self.single = single
+        h,n_out = self.head,(4 if single else 3)*n_classes
+        self.joint = nn.Linear(h.in_features, n_out, device=h.weight.device, dtype=h.weight.dtype)
 
-    def train_outputs(self, *xb): # logits `(4B, N)`, joint logits `(4B, 4N)`
-        z,f = super().train_outputs(*xb)
-        joint = self.joint(f)
-        if not self.single: joint = torch.cat([z[...,None], joint.unflatten(1, (-1,3))], 2).flatten(1)
-        return z,joint
+# %% ../../nbs/methods/05_views.ipynb #sla-outputs
+@patch
+def train_outputs(self:SLANetwork, *xb): # logits `(4B, N)`, joint logits `(4B, 4N)`
+    z,f = FeatureNetwork.train_outputs(self, *xb)
+    joint = self.joint(f)
+    if not self.single: joint = torch.cat([z[...,None], joint.unflatten(1, (-1,3))], 2).flatten(1)
+    return z,joint
 
 # %% ../../nbs/methods/05_views.ipynb #sla
 class SLA(WrapTerms):
     "Self-supervised label augmentation with self-distillation, SLA-SD (Lee et al. 2020)"
-    loader,blocks = RotationsDL,4
+    loader = RotationsDL
+    blocks = 4
     no_mix = "a mixture of images in different rotations has no joint label"
     def __init__(self,
         T:float=1., # temperature of the distillation
@@ -174,17 +194,24 @@ class SLA(WrapTerms):
         check_range(0, joint=joint, kd=kd)
         check_range(1e-3, T=T)
         super().__init__()
-        store_attr('T,joint,kd,single')
+        store_attr()
 
-    @property
-    def weights(self): return dict(joint=self.joint, cls=1., kd=self.kd) if self.single else dict(joint=self.joint)
-    def network(self, net, n_classes): return SLANetwork(net, n_classes, self.single)
+# %% ../../nbs/methods/05_views.ipynb #sla-setup
+@patch(as_prop=True)
+def weights(self:SLA): return dict(joint=self.joint, cls=1., kd=self.kd) if self.single else dict(joint=self.joint)
+
+@patch
+def network(self:SLA, net, n_classes): return SLANetwork(net, n_classes, self.single)
+
+@patch
+def before_batch(self:SLA):
+    WrapTerms.before_batch(self)
+    if self.y.ndim!=1: raise ValueError("SLA needs class indices as targets, since the joint label is 4y + k")
 
 # %% ../../nbs/methods/05_views.ipynb #sla-terms
 @patch
 def terms(self:SLA, pred, y):
-    if y.ndim!=1: raise ValueError("SLA needs class indices as targets, since the joint label is 4y + k")
     joint = plain_tensor(self.outputs[1])
     terms = dict(joint=cross_entropies(joint, joint_labels(y)))
     if not self.single: return terms
-    return dict(terms, cls=cross_entropies(pred, y), kd=softened_kl(aggregated_logits(joint), pred, self.T))
+    return terms | dict(cls=cross_entropies(pred, y), kd=softened_kl(aggregated_logits(joint), pred, self.T))

@@ -1,125 +1,26 @@
-"Stages of networks, FRSKD, FRSKD\\F and FRSKD with the focus-picking loss."
-import copy, pickle
+"FRSKD, FRSKD\\F and FRSKD with the focus-picking loss: the self-teacher, values, gradients, a loop by hand."
+import copy
 from functools import partial
 import pytest, torch, torch.nn.functional as F
 from torch import nn
-from torchvision.models import mobilenet_v2, resnet18, resnet34, resnet50, shufflenet_v2_x0_5
-from torchvision.models.resnet import BasicBlock, ResNet
-from fastai.vision.all import Learner, OptimWrapper, SGD, accuracy, create_vision_model, vision_learner, xresnet18
+from torchvision.models import resnet18, resnet34
+from fastai.vision.all import OptimWrapper
 from fastai.callback.mixup import MixUp
 
-from helpers.learners import InBatch, make_learner, n_params, quiet, same, small, state
+from helpers.learners import InBatch, make_learner, n_params, quiet, small, state
 from helpers.methods import tiny_resnet
-from helpers.two_processes import in_two_processes
 from focusnet_fastai.loss import focus_picking_loss
 from focusnet_fastai.methods.frskd import (attention_map, BiFPNc, feature_distances, FocusFRSKD, FRSKD, FRSKDF, FRSKDNetwork, Fusion, half_size)
-from focusnet_fastai.methods.stages import StageNetwork, stages, training_complexity
-from focusnet_fastai.methods.wrap import WrappedLearner
-from focusnet_fastai.models import complexity, half_mobilenet_v2, lenet5, small_resnet18, small_resnet34
+from focusnet_fastai.methods.stages import training_complexity
+from focusnet_fastai.models import complexity, half_mobilenet_v2, small_resnet18
+
+half_mobilenet_v2_small = partial(half_mobilenet_v2, small=True)
+RES = [64, 128, 256, 512]
 
 
 @pytest.fixture(scope='module')
 def data(): return small()
 
-
-def resnet10(n_out): return ResNet(BasicBlock, [1, 1, 1, 1], num_classes=n_out)
-
-
-def timm_resnet(n_out):
-    timm = pytest.importorskip('timm')
-    return timm.create_model('resnet18', num_classes=n_out, drop_rate=.3)
-
-
-half_mobilenet_v2_small = partial(half_mobilenet_v2, small=True)
-RES, MOB = [64, 128, 256, 512], [16, 16, 48, 1280]
-NETS = dict(small_resnet18=(small_resnet18, RES, 8), small_resnet34=(small_resnet34, RES, 8), resnet18=(lambda n: resnet18(num_classes=n), RES, 32),
-            resnet34=(lambda n: resnet34(num_classes=n), RES, 32), resnet50=(lambda n: resnet50(num_classes=n), [256, 512, 1024, 2048], 32),
-            resnet10=(resnet10, RES, 32), half_mobilenet_v2=(half_mobilenet_v2, MOB, 32), half_mobilenet_v2_small=(half_mobilenet_v2_small, MOB, 8),
-            mobilenet_v2=(lambda n: mobilenet_v2(num_classes=n), [24, 32, 96, 1280], 32), xresnet18=(lambda n: xresnet18(n_out=n, p=.2), RES, 32),
-            vision_learner=(lambda n: create_vision_model(resnet18, n, pretrained=False), RES, 32), tiny=(partial(tiny_resnet, n_in=3), [8, 16, 32, 64], 16),
-            timm=(timm_resnet, RES, 32))
-every_net = pytest.mark.parametrize('make,channels,factor', NETS.values(), ids=list(NETS))
-
-
-def from_stages(net, x, **kw):
-    s = stages(net, 7, **kw)
-    f = s.forward_features(x)
-    return s.head(s.pool(f[-1])), f
-
-
-# --- stages -------------------------------------------------------------------------------------------------------------
-
-@pytest.mark.parametrize('make,channels,factor,narrow', [
-    *[pytest.param(*o, False, id=k) for k, o in NETS.items()], pytest.param(half_mobilenet_v2, [16, 16, 48, 160], 32, True, id='half_mobilenet_v2-narrow'),
-    pytest.param(lambda n: mobilenet_v2(num_classes=n), [24, 32, 96, 320], 32, True, id='mobilenet_v2-narrow')])
-def test_stages_are_the_network(make, channels, factor, narrow):
-    "In eval mode and in training, dropout and batch statistics included"
-    net, x = make(7), torch.randn(2, 3, 64, 64)
-    with torch.no_grad():
-        z, f = from_stages(net.eval(), x, narrow=narrow)
-        assert torch.equal(z, net(x))
-    assert [o.shape[1] for o in f] == stages(net, 7, narrow).channels == channels
-    assert [64/o.shape[2] for o in f] == [factor/8, factor/4, factor/2, factor]
-    other = copy.deepcopy(net).train()
-    torch.manual_seed(0); want = other(x)
-    torch.manual_seed(0); z, _ = from_stages(net.train(), x, narrow=narrow)
-    assert torch.equal(z, want) and same(state(net), state(other))
-
-
-@every_net
-def test_stages_copy_and_register_nothing(make, channels, factor):
-    net = make(7)
-    before = state(net)
-    wrapped = StageNetwork(net, 7)
-    s = wrapped.stages
-    mine = {id(p) for part in [*s.parts, s.after, s.head] for p in part.parameters()}
-    assert mine == {id(p) for p in net.parameters()}
-    assert list(wrapped.state_dict()) == [f'net.{k}' for k in before] and same(state(net), before)
-    x = torch.randn(2, 3, 64, 64)
-    z, f = wrapped.train()(x)
-    assert z.shape == (2, 7) and len(f) == 4
-    with torch.no_grad(): assert torch.equal(wrapped.eval()(x), net(x))
-
-
-def test_modules_may_be_replaced_afterwards():
-    wrapped = StageNetwork(small_resnet18(7), 7)
-    nn.SyncBatchNorm.convert_sync_batchnorm(wrapped)
-    assert isinstance(wrapped.stages.parts[0][1], nn.SyncBatchNorm)
-    again = pickle.loads(pickle.dumps(wrapped))
-    assert again.stages.head is again.net.fc and again.net.fc is not wrapped.net.fc
-
-
-def test_last_stage_can_be_repeated():
-    "What ONE does: a copy of the last stage is a module of its own"
-    net, x = small_resnet18(7).eval(), torch.randn(2, 3, 32, 32)
-    s = stages(net, 7)
-    branch = copy.deepcopy(s.parts[3])
-    with torch.no_grad():
-        f = s.forward_features(x)
-        assert torch.equal(branch(f[2]), f[3])
-    assert not {id(p) for p in branch.parameters()} & {id(p) for p in net.parameters()}
-
-
-class OwnForward(ResNet):
-    def forward(self, x): return 2*super().forward(x)
-
-
-@pytest.mark.parametrize('make,words', [
-    (lambda: shufflenet_v2_x0_5(num_classes=7), 'stages of ShuffleNetV2 are not known'), (lambda: OwnForward(BasicBlock, [1]*4, num_classes=7), 'stages of OwnForward are not known'),
-    (lambda: lenet5(7), 'four `Sequential`s.*Conv2d, ReLU'), (lambda: small_resnet18(8), 'Linear layer with 7 outputs.*out_features=8'),
-    (lambda: half_mobilenet_v2(9), 'Linear layer with 7 outputs')])
-def test_refused_networks(make, words):
-    with pytest.raises(ValueError, match=words): stages(make(), 7)
-
-
-@pytest.mark.parametrize('cls', [FRSKD, FRSKDF, FocusFRSKD])
-def test_a_network_without_stages_is_refused_at_once(data, cls):
-    learn = make_learner(data)
-    with pytest.raises(ValueError, match='four `Sequential`s'): cls.wrap(learn)
-    with pytest.raises(ValueError, match=rf'learn2 = {cls.__name__}.wrap\(learn\)'), quiet(learn): learn.fit(1, cbs=cls())
-
-
-# --- size and cost --------------------------------------------------------------------------------------------------------
 
 def meta(make):
     with torch.device('meta'): return make()
@@ -153,8 +54,6 @@ def test_mobilenet_has_no_2560_channels():
     net = FRSKDNetwork(half_mobilenet_v2(200), 200)
     assert net.teacher.head.in_features == 320 and n_params(net.net) == 943_880 and n_params(net) < 2*943_880
 
-
-# --- the self-teacher -------------------------------------------------------------------------------------------------------
 
 @pytest.mark.parametrize('h,w', [(4, 4), (5, 5), (7, 4), (8, 9), (2, 3), (1, 1)])
 def test_half_size_by_hand(h, w):
@@ -212,8 +111,6 @@ def test_stages_of_one_resolution():
     assert [o.shape[2] for o in t] == [8, 8, 2, 2] and z.shape == (2, 3)
 
 
-# --- values -------------------------------------------------------------------------------------------------------------------
-
 z = torch.tensor([[2., .5, -1., .1]], dtype=torch.float64)
 zb = torch.tensor([[1., 1.5, -.5, .2]], dtype=torch.float64)
 y = torch.tensor([0])
@@ -267,15 +164,6 @@ def test_default_weights():
     assert FocusFRSKD(reading='C').weights == dict(cls=1., attention=1., entropy=-1., teacher=1., feature=100., ce=1.)
     assert FocusFRSKD().lower_bound(10) == pytest.approx(-2.302585) and FRSKD().lower_bound(10) == 0
 
-
-@pytest.mark.parametrize('make,words', [
-    (lambda: FRSKD(-1), '`alpha`'), (lambda: FRSKD(beta=-1), '`beta`'), (lambda: FRSKD(T=0), '`T`'), (lambda: FRSKD(width=0), '`width`'),
-    (lambda: FRSKDF(-1), '`alpha`'), (lambda: FocusFRSKD(reading='D'), "`reading` must be 'A', 'B' or 'C', but is 'D'"), (lambda: FocusFRSKD(feature=-1), '`feature`')])
-def test_bad_arguments_are_named(make, words):
-    with pytest.raises(ValueError, match=words): make()
-
-
-# --- gradients ------------------------------------------------------------------------------------------------------------------
 
 def grads(cb, term, seed=0):
     "Whether a term's gradient is anything but exactly zero, by parameter"
@@ -334,8 +222,6 @@ def test_golden_gradient(kw, want):
     assert sum(w*terms[k] for k, w in cb.weights.items() if k != 'teacher').item() == pytest.approx(same_loss.item())
 
 
-# --- training ---------------------------------------------------------------------------------------------------------------------
-
 def wrapped(data, cls=FRSKD, seed=0, path='.', opt=None, **kw):
     learn = make_learner(data, seed=seed, path=path)
     learn.model = tiny_resnet()
@@ -363,49 +249,11 @@ def test_against_a_loop(data):
     assert way > .1 and off < 1e-3*way
 
 
-@pytest.mark.parametrize('cls', [FRSKD, FRSKDF, FocusFRSKD])
-def test_wrap_is_one_call_each_way(data, cls):
-    learn, learn2 = wrapped(data, cls)
-    before, n = state(learn.model), n_params(tiny_resnet())
-    assert isinstance(learn2, WrappedLearner) and n_params(learn2.model) > n == n_params(learn.model)
-    with quiet(learn2): learn2.fit(1, .01)
-    got = learn2.unwrap()
-    assert got is learn and n_params(got.model) == n and set(state(got.model)) == set(before) and not same(state(got.model), before)
-    with quiet(learn): assert list(learn.validate()) == list(learn2.validate())
-
-
-def test_self_teacher_is_trained_decayed_and_saved(data, tmp_path):
-    learn, learn2 = wrapped(data, path=tmp_path)
-    start = state(learn2.model.teacher)
-    with quiet(learn2): learn2.fit(1, .01, wd=.1)
-    assert all(not torch.equal(p, start[k]) for k, p in learn2.model.teacher.named_parameters())
-    params = {id(p): s for p, _, s, _ in learn2.opt.all_params()}
-    assert set(params) == {id(p) for p in learn2.model.parameters()}
-    assert params[id(learn2.model.teacher.fuse_up[0].weight)].get('do_wd', True)   # the authors decay the fusion weights
-    learn2.save('ckpt')
-    _, again = wrapped(data, seed=5, path=tmp_path)
-    again.create_opt()
-    again.load('ckpt')
-    assert same(state(again.model), state(learn2.model))
-    for (_, _, a, _), (_, _, b, _) in zip(again.opt.all_params(), learn2.opt.all_params()):
-        assert all(torch.equal(a[k], b[k]) for k in ('grad_avg', 'sqr_avg'))
-
-
 def test_precision_and_place_of_the_network():
     "The self-teacher is made where the network is"
     assert {p.dtype for p in FRSKDNetwork(tiny_resnet().double(), 10).parameters()} == {torch.float64}
     assert {p.device.type for p in FRSKDNetwork(tiny_resnet().to('meta'), 10).parameters()} == {'meta'}
     if torch.cuda.is_available(): assert {p.device.type for p in FRSKDNetwork(tiny_resnet().cuda(), 10).parameters()} == {'cuda'}
-
-
-def test_frozen_body(data):
-    learn = vision_learner(data, resnet18, pretrained=False, n_in=1, metrics=accuracy)
-    learn.freeze()
-    learn2 = FRSKD.wrap(learn)
-    assert learn2.opt.frozen_idx == learn.opt.frozen_idx > 0
-    last = {id(p) for p in learn2.opt.param_lists[-1]}
-    assert all(id(p) in last and p.requires_grad for p in learn2.model.teacher.parameters())
-    assert not learn2.model.net[0][0].weight.requires_grad
 
 
 @pytest.mark.parametrize('cls', [FRSKD, FocusFRSKD])
@@ -441,25 +289,3 @@ def test_it_learns():
         learn, learn2 = wrapped(dls, cls, **kw)
         with quiet(learn2): learn2.fit_one_cycle(3, 1e-2)
         with quiet(learn): assert learn2.unwrap().validate()[1] > .6
-
-
-@pytest.mark.slow
-def test_two_processes(tmp_path):
-    "All extra parts stay equal in both processes, and every parameter takes part"
-    assert in_two_processes(tmp_path, '''
-        from focusnet_fastai.methods.byot import BYOT
-        from focusnet_fastai.methods.dropmax import DropMax
-        from focusnet_fastai.methods.frskd import FocusFRSKD
-        from focusnet_fastai.methods.one import ONE
-        from helpers.methods import tiny_resnet
-        class Look(Callback):
-            run_valid, order = False, 1
-            def after_loss(self): assert isinstance(self.learn.model, DDP) and self.pred.shape == (16, 10)
-        for cls in (FocusFRSKD, DropMax, BYOT, ONE):
-            set_seed(0)
-            learn2 = cls.wrap(Learner(digits_dls(n_train=64, bs=16), tiny_resnet()))
-            extra = [(p, p.detach().clone()) for n,p in learn2.model.named_parameters() if not n.startswith('net.')]
-            with on_all_devices(learn2), learn2.no_bar(), learn2.no_logging(): learn2.fit(1, .01, cbs=Look())
-            assert same_in_both(learn2.model) and not any(torch.equal(p, start) for p,start in extra), cls
-            if not rank_distrib(): print('OK', cls.__name__, len(learn2.unwrap().model))
-    ''') == [f'{o} 10' for o in ('FocusFRSKD', 'DropMax', 'BYOT', 'ONE')]
