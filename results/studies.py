@@ -3,15 +3,16 @@
     python results/studies.py --list               # the commands, one a row
     python results/studies.py mnist-1000 cifar-2000 # some studies, seed after seed; what is finished is not run again
     python results/studies.py --warm mnist-1000     # then: sizes of the multi-warm label, from the weights of the baselines
-    python results/studies.py gpu --copy out        # on a GPU, in the order of the list; what is kept of a run is copied as soon as it is finished
+    python results/studies.py gpu --copy out        # on a GPU, in the order of the list; runs are packed into `out` as soon as they are finished
     python results/studies.py gpu --try             # the same rows on any machine: one epoch, 64 images, in a temporary folder
     python results/studies.py gpu --time            # after the runs: seconds an epoch, images/s, and the share that the loaders take
 
 A study holds what the paper's claims need: the baseline, the baseline trained as long as both stages together, label smoothing, knowledge distillation,
 FocusNet with both warm rules and with the settings chosen on other seeds, the ablation of Table 10, baselines of rising quality (Figure 4) and poorly trained ones (Table 9). Weights stay on the machine
-(.gitignore); config, log and result of each run are kept.
+(.gitignore). `focusnet-pack results/cpu/mnist-1000 --remove` leaves two files of a study, with the configuration, the curves and the result of each run; what is packed is
+not run again.
 """
-import argparse, json, os, shlex, shutil, sys, tempfile, time, warnings
+import argparse, json, os, shlex, sys, tempfile, time, warnings
 from pathlib import Path
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 warnings.filterwarnings('ignore')
@@ -87,20 +88,13 @@ def command(name, method, settings, base):
 def run_study(name, root=here, small=None, copy=None):
     "All rows of a study, seed after seed; `small` settings replace those of the rows"
     from focusnet_fastai.lab.runs import run_seeds
+    from focusnet_fastai.lab.study import pack_runs
     recipe, seeds, rows = studies[name]
     for seed in [seeds[0]] if small else seeds:
         for method, settings, base in rows:
             res = run_seeds(recipe, method, [seed], root/folder(name), base=base, log=lambda s: 'epochs in' in s and print(s, flush=True), **{**settings, **(small or {})})
             if small: print(f"  {res[0]['last']['accuracy']:.3f}", flush=True)
-            if copy: keep(root/folder(name), Path(copy)/folder(name))
-
-
-def keep(src, dst):
-    "Copy what is kept of each run: config, log and result"
-    for o in src.glob('*/*'):
-        if o.suffix in ('.json', '.csv') and o.parent.is_dir():
-            (dst/o.parent.name).mkdir(parents=True, exist_ok=True)
-            shutil.copy(o, dst/o.parent.name/o.name)
+            if copy: pack_runs(root/folder(name), Path(copy)/folder(name))
 
 
 def timing(name):
@@ -125,13 +119,13 @@ def warm_labels(name):
     "Sizes of the multi-warm label on the training images, for the trained baselines of a study"
     import pandas as pd
     from fastai.vision.all import noop
-    from focusnet_fastai.record import read_json
+    from focusnet_fastai.lab.study import read_about
     from focusnet_fastai.lab.runs import get_recipe
     from focusnet_fastai.loss import warm_summary
     from focusnet_fastai.reference import load_weights
     rows = []
     for path in sorted((here/folder(name)).glob('*/config.json')):
-        cfg = read_json(path)['config']
+        cfg = read_about(path.parent)['config']
         if cfg['method'] != 'baseline' or not (path.parent/'weights.pth').exists(): continue
         learn = get_recipe(cfg['recipe'])(**cfg['recipe_settings']).learn
         learn.model = load_weights(path.parent/'weights.pth', learn.model)
@@ -151,7 +145,7 @@ def main():
     p.add_argument('--warm', action='store_true', help='measure the multi-warm labels of the baselines that are there')
     p.add_argument('--try', dest='small', action='store_true', help='one epoch of 64 images a row, in a temporary folder')
     p.add_argument('--time', action='store_true', help='seconds an epoch and the share of the loaders, of runs that are there')
-    p.add_argument('--copy', help='a folder for what is kept of each run, filled after each')
+    p.add_argument('--copy', help='a folder for the packed runs, written after each')
     a = p.parse_args()
     names = [n for n in studies if (not a.names and not n.startswith('gpu')) or any(o in n for o in a.names)]
     if not names: sys.exit(f"No study is called {' '.join(a.names)}: choose from {', '.join(studies)}")

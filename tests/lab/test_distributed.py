@@ -7,7 +7,8 @@ import pytest, torch
 from torch import nn
 from fastai.vision.all import Learner, num_distrib
 from focusnet_fastai.data.digits import digits_dls
-from focusnet_fastai.lab.distributed import _left_plain, alone, by_all, by_first, on_all_devices, split_batches
+from focusnet_fastai.lab.distributed import left_plain, alone, by_all, by_first, on_all_devices, split_batches
+from focusnet_fastai.lab.study import read_result
 from helpers.two_processes import accelerate, command, env, launch, started
 
 
@@ -64,7 +65,7 @@ def test_synchronised_batch_norm_does_not_stay():
     net = nn.Sequential(nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.Sequential(nn.BatchNorm2d(4, affine=False)), nn.Flatten(), nn.Linear(4*30*30, 10))
     learn = Learner(digits_dls(n_train=64), net)
     norms, params = (net[1], net[2][0]), list(net.parameters())
-    with _left_plain(learn):
+    with left_plain(learn):
         nn.SyncBatchNorm.convert_sync_batchnorm(net)
         assert type(net[1]) is nn.SyncBatchNorm
         net[1]._buffers['running_var'] = torch.full((4,), 7.)
@@ -161,6 +162,13 @@ def by_one():
 one = by_first(by_one)
 report['difference'] = [(flat(two.model)-one).abs().max().item(), (one-start).abs().max().item()]
 
+# weighted sampling: image 3 is drawn as often as its weight says, in both processes together
+few = DataLoaders(WeightedDL(list(range(40)), bs=8, shuffle=True, wgts=[1]*20+[9]*20), digits_dls(n_train=20).valid)
+loader = split_batches(few).train
+with cpu_broadcast(): drawn = [int(i) for _ in range(20) for b in DistributedDL(loader) for i in b]
+a,b = gathered(drawn)
+report['weighted'] = [loader.bs, len(a), sum(i>=20 for i in a+b)/len(a+b), a!=b]
+
 # batch-norm: the running statistics are the first process's in both
 net = nn.Sequential(nn.Conv2d(1,4,5,2), nn.BatchNorm2d(4), nn.ReLU(), nn.AdaptiveAvgPool2d(2), nn.Flatten(), nn.Linear(16,10))
 fit(Learner(digits_dls(n_train=64, bs=16), net), 1)
@@ -213,7 +221,7 @@ start = time.time()
 report['again'] = [run('digits', 'focusnet', 0, folder/'runs'/'focusnet-0', log=noop, epochs=2, n_train=200, bs=32)==res, time.time()-start<5]
 report['refused'] = gathered(error(lambda: run('digits', 'focusnet', 0, folder/'runs'/'focusnet-0', log=noop, epochs=3, n_train=200, bs=32)))
 report['indivisible'] = gathered(error(lambda: run('digits', 'baseline', 0, folder/'odd', log=noop, epochs=1, n_train=200, bs=33)))
-from focusnet_fastai.lab.checkpoint import locked
+from focusnet_fastai.lab.files import locked
 lock = by_first(lambda: setattr(builtins, 'held', locked(folder/'busy')) or held.__enter__())
 report['busy'] = gathered(error(lambda: run('digits', 'baseline', 0, folder/'busy', log=noop, epochs=1, n_train=200)))
 if not rank: held.__exit__(None, None, None)
@@ -237,6 +245,8 @@ def test_two_processes(tmp_path):
     assert r['items'] == [51, 51, True]
     logged, exact = r['validation']  # 797 images, one of them counted twice
     assert logged == pytest.approx(exact, abs=.005) and exact[1] > .5
+    bs, n, share, differ = r['weighted']
+    assert (bs, n, differ) == (4, 400, True) and share == pytest.approx(.9, abs=.05)
     # averaged gradients
     difference, moved = r['difference']
     assert difference < 1e-5 and moved > 1e-2
@@ -247,7 +257,7 @@ def test_two_processes(tmp_path):
     assert r['by_all'] == ['ValueError: no data']*2 and r['by_all odd'] == ['RuntimeError: Odd: 1 and 2', 'Odd: 1 and 2'] and r['by_all result'] == ['0', '1']
     assert r['averaged'] == [1, 1., None]
     # one writer
-    res = json.loads((tmp_path/'runs'/'focusnet-0'/'result.json').read_text())
+    res = read_result(tmp_path/'runs'/'focusnet-0')
     assert r['results'] == [res, res] and res['processes'] == 2 and res['method'] == 'focusnet' and res['epochs'] == 2
     assert {'accuracy', 'top_5', 'cls', 'attention', 'entropy'} <= set(res['last']) and 0 <= res['p'] <= 1
     assert {'config.json.tmp', 'checkpoint.pth.tmp', 'log.csv.tmp', 'weights.pth.tmp', 'result.json.tmp', 'lock'} == set(r['opened'][0]) and r['opened'][1] == []

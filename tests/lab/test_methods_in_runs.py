@@ -4,10 +4,10 @@ import inspect
 import pandas as pd, pytest, torch
 from fastai.vision.all import noop
 
-from focusnet_fastai.record import read_json
+from focusnet_fastai.lab.study import config_hash, read_result
 from focusnet_fastai.lab.checkpoint import RunKeeper
 from focusnet_fastai.data.digits import digits_dls
-from focusnet_fastai.lab.runs import config_hash, run, run_config
+from focusnet_fastai.lab.runs import run, run_config
 from focusnet_fastai.methods.registry import find_method, methods, needs_baseline
 from focusnet_fastai.models import thin_resnet
 from focusnet_fastai.lab.recipes import one_cycle
@@ -80,7 +80,7 @@ def test_run(root, method):
     a, b = weights(whole), weights(cut)
     assert list(a) == list(b) and all(torch.equal(a[k], b[k]) for k in a)
     before = {o: o.stat().st_mtime_ns for o in whole.glob('*.*')}
-    assert run(f, method, 0, whole, log=lines.append) == read_json(whole/'result.json') and len(lines) == 2
+    assert run(f, method, 0, whole, log=lines.append) == read_result(whole) and len(lines) == 2
     assert before == {o: o.stat().st_mtime_ns for o in whole.glob('*.*')}
 
 
@@ -99,7 +99,7 @@ def check_weights(f, method, folder, res):
 def test_a_baseline_of_another_method(root, method):
     "FocusNet against what another method has trained: its network, with DropMax's second head"
     res = run(small, 'focusnet', 0, root/f'after-{method}', base=dict(method=method), log=noop)
-    other = read_json(root/f'whole-{method}'/'result.json') if (root/f'whole-{method}'/'result.json').exists() else None
+    other = read_result(root/f'whole-{method}')
     assert res['epochs'] == 2 and 0 <= res['baseline']['accuracy'] <= 1
     row = results(root).set_index('folder').loc[str(root/f'after-{method}')]
     assert (row.epochs, row.total_epochs) == (2, 6 if method == 'focusnet' else 4)

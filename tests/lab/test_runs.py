@@ -1,50 +1,25 @@
 "Runs in folders: killed for real at many moments and continued, full disks, two at a time, shared baselines, results and tables."
-import json, os, random, re, shutil, signal, subprocess, sys, time
+import json, os, random, re, shutil, signal, time
 from pathlib import Path
 
 import numpy as np, pandas as pd, pytest, torch
 from PIL import Image
-from fastai.vision.all import noop
+from fastai.vision.all import Callback, noop
 
-from focusnet_fastai.record import read_json, RunError, write_json
-from focusnet_fastai.lab.checkpoint import peak_memory, RunKeeper
-from focusnet_fastai.record import commit
-from focusnet_fastai.lab.runs import config_hash, find_run, recipe_settings, run, run_config, run_seeds
+from focusnet_fastai.record import RunError
+from focusnet_fastai.lab.checkpoint import RunKeeper
+from focusnet_fastai.lab.files import write_signed
+from focusnet_fastai.lab.study import config_hash, read_about, read_result
+from focusnet_fastai.lab.runs import find_run, Forecast, in_words, run, run_config, run_seeds
 from focusnet_fastai.lab.recipes import digits, poor_baseline
 from focusnet_fastai.lab.paper import paper_tables, PaperTable, results, table
-
-ROOT = Path(__file__).resolve().parents[2]
-SETTINGS = dict(n_train=200, epochs=3)  # three batches of 64 an epoch
-
-
-class Jobs:
-    "Runs in processes of their own"
-    def __init__(self, tmp):
-        self.tmp, self.n = tmp, 0
-        self.server = subprocess.Popen([sys.executable, str(ROOT/'tests'/'helpers'/'run_jobs.py')], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True,
-                                       env={**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), os.environ.get('PYTHONPATH', '')])})
-        self.outs = {}
-
-    def ask(self, o):
-        self.server.stdin.write(json.dumps(o) + '\n'); self.server.stdin.flush()
-        return int(self.server.stdout.readline())
-
-    def start(self, recipe, method, folder, **job):
-        self.n += 1
-        out = self.tmp/f'{self.n}.txt'; out.touch()
-        pid = self.ask(dict(recipe=recipe, method=method, folder=str(folder), seed=0, out=str(out), **job))
-        self.outs[pid] = out
-        return pid
-
-    def wait(self, pid): return self.ask(dict(wait=pid)), self.outs.pop(pid).read_text()
-    def do(self, *args, **kwargs): return self.wait(self.start(*args, **kwargs))
-
+from helpers.jobs import Jobs, KILL, SETTINGS
 
 @pytest.fixture(scope='module')
 def jobs(tmp_path_factory):
     jobs = Jobs(tmp_path_factory.mktemp('jobs'))
     yield jobs
-    jobs.server.stdin.close(); jobs.server.wait(20)
+    jobs.end()
 
 
 @pytest.fixture(scope='module')
@@ -89,10 +64,10 @@ def same(a, b):
         wx, wy = weights(x), weights(y)
         assert list(wx) == list(wy) and all(torch.equal(wx[k], wy[k]) for k in wx)
         assert log(x).equals(log(y)) and (x/'log.csv').read_text().count('\n') == (y/'log.csv').read_text().count('\n')
-        rx, ry = [{k: v for k, v in read_json(o/'result.json').items() if k not in COSTS} for o in (x, y)]
+        rx, ry = [{k: v for k, v in read_result(o).items() if k not in COSTS} for o in (x, y)]
         assert rx == ry
         assert files(x) == files(y) == ['checkpoint.pth', 'config.json', 'lock', 'log.csv', 'result.json', 'weights.pth']
-        assert read_json(x/'config.json')['config'] == read_json(y/'config.json')['config']
+        assert read_about(x)['config'] == read_about(y)['config']
     assert len(list(a.parent.glob('*/config.json'))) == len(list(b.parent.glob('*/config.json')))
 
 
@@ -117,7 +92,7 @@ def killed_again_and_again(jobs, folder, whens, recipe='digits', method='focusne
     return out
 
 
-KILL, TORN = signal.SIGKILL, signal.SIGXFSZ
+TORN = signal.SIGXFSZ
 MOMENTS = {
     'while training': [(in_batch('baseline', 0, 1), KILL, 0, 0),              # before there is any checkpoint
                        (in_batch('baseline', 1, 2), KILL, 1, 0),              # in the middle of the baseline's second epoch
@@ -141,6 +116,7 @@ MOMENTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('moments', MOMENTS)
 def test_killed_and_started_again(jobs, undisturbed, tmp_path, moments):
     "Weights and log are those of a run that nothing happened to, for FocusNet and for its baseline"
@@ -157,6 +133,7 @@ OTHERS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', OTHERS)
 def test_other_loaders_and_methods_killed(jobs, undisturbed, tmp_path, photo_folder, name):
     "Also where loaders draw crops, for whole batches or in processes of their own, and where a method trains more than the network"
@@ -167,10 +144,11 @@ def test_other_loaders_and_methods_killed(jobs, undisturbed, tmp_path, photo_fol
     same(whole, tmp_path/'run')
 
 
+@pytest.mark.slow
 def test_killed_at_random_times(jobs, undisturbed, tmp_path):
     "From outside, whatever the run is doing"
     whole = undisturbed('digits', 'focusnet', **SETTINGS)
-    seconds = sum(read_json(o)['seconds'] for o in whole.parent.glob('*/result.json'))
+    seconds = sum(read_result(o.parent)['seconds'] for o in whole.parent.glob('*/result.json'))
     rng, killed = random.Random(0), 0
     for _ in range(6):
         pid = jobs.start('digits', 'focusnet', tmp_path/'run', **SETTINGS)
@@ -277,13 +255,13 @@ def test_baseline_with_other_settings(jobs, undisturbed, tmp_path):
     assert files(tmp_path) == ['mine', 'run'] and not any('digits baseline' in o for o in lines)
     run('digits', 'tf_kd', 0, tmp_path/'run2', log=lines.append, **{**SETTINGS, 'epochs': 1}, base=dict(seed=5))
     made = list(tmp_path.glob('baseline-*'))
-    assert len(made) == 1 and read_json(made[0]/'config.json')['config']['recipe_settings'] == dict(n_train=200, seed=5, net='lenet5', epochs=1, lr=.02, mom=.9, wd=1e-4, bs=64)
+    assert len(made) == 1 and read_about(made[0])['config']['recipe_settings'] == dict(n_train=200, seed=5, net='lenet5', epochs=1, lr=.02, mom=.9, wd=1e-4, bs=64)
 
 
 def test_finished_is_not_run_again(undisturbed):
     folder = undisturbed('digits', 'focusnet', **SETTINGS)
     times, lines = {o: o.stat().st_mtime_ns for o in folder.parent.rglob('*.*')}, []
-    assert run('digits', 'focusnet', 0, folder, log=lines.append, **SETTINGS) == read_json(folder/'result.json')
+    assert run('digits', 'focusnet', 0, folder, log=lines.append, **SETTINGS) == read_result(folder)
     assert lines == [] and times == {o: o.stat().st_mtime_ns for o in folder.parent.rglob('*.*')}
 
 
@@ -299,7 +277,8 @@ def test_other_settings_are_refused(undisturbed, change, message):
 
 def test_wrong_names():
     for args, kwargs, message in ((('digit', 'focusnet'), {}, "Unknown recipe 'digit': choose from mnist"), (('digits', 'focus'), {}, "Unknown method 'focus': choose from baseline"),
-                                  (('digits', 'focusnet'), dict(epoch=1), "no setting 'epoch'; digits has bs"), (('digits', 'baseline'), dict(base=dict(epochs=1)), 'needs no baseline'),
+                                  (('digits', 'focusnet'), dict(epoch=1), "no setting 'epoch'; digits has bs"), (('digits', 'baseline'), dict(base=dict(epochs=1)), 'needs no baseline'), (('digits', 'focusnet'), dict(epochs=0), '`epochs` must be a positive whole number'),
+                                  (('digits', 'focusnet'), dict(base=dict(epochs=-1)), '`epochs` must be'),
                                   (('digits', 'focusnet'), dict(net=object()), "'net' must be made of numbers"), (('digits', 'focusnet'), dict(base=dict(alpha=1)), "no setting 'alpha'")):
         with pytest.raises(ValueError, match=message): run_config(*args, **kwargs)
 
@@ -309,7 +288,7 @@ def test_wrong_names():
 def test_result(undisturbed, jobs):
     "Checked against the weights and the log"
     folder = undisturbed('digits', 'focusnet', **SETTINGS)
-    res, cfg = read_json(folder/'result.json'), run_config('digits', 'focusnet', 0, **SETTINGS)
+    res, cfg = read_result(folder), run_config('digits', 'focusnet', 0, **SETTINGS)
     base = find_run(folder.parent, cfg['baseline'])
     rows = pd.read_csv(folder/'log.csv')
     assert list(rows) == ['epoch', 'train_loss', 'valid_loss', 'accuracy', 'top_5', 'cls', 'attention', 'entropy', 'time'] and list(rows.epoch) == [0, 1, 2]
@@ -327,8 +306,8 @@ def test_result(undisturbed, jobs):
     assert (res['fixed'], res['broken']) == ((hits[1] & ~hits[0]).sum(), (hits[0] & ~hits[1]).sum())
     from scipy.stats import binomtest
     assert res['p'] == pytest.approx(binomtest(res['fixed'], res['fixed'] + res['broken']).pvalue)
-    assert 0 <= res['ece'] <= 1 and res['hash'] == config_hash(cfg) == read_json(folder/'config.json')['hash']
-    assert read_json(folder/'config.json')['config'] == cfg
+    assert 0 <= res['ece'] <= 1 and res['hash'] == config_hash(cfg) == read_about(folder)['hash']
+    assert read_about(folder)['config'] == cfg
     assert (res['recipe'], res['method'], res['seed']) == ('digits', 'focusnet', 0) and res['peak_memory_of'] == 'process' and 5e7 < res['peak_memory'] < 1e11
     assert res['seconds'] == pytest.approx(rows.time.sum()) and 200*3/res['images_per_second'] <= res['seconds']*1.1
     assert torch.__version__.startswith(res['versions']['torch']) and set(res['versions']) == {'focusnet_fastai', 'fastai', 'torch', 'torchvision', 'numpy', 'python'} and res['device'].startswith('cpu: ')
@@ -378,13 +357,14 @@ def test_results_of_unfinished_runs(jobs, undisturbed, tmp_path):
 @pytest.fixture()
 def record(undisturbed, tmp_path):
     "Puts a finished run with given accuracies into a folder, in the form that a real run left"
-    form = read_json(undisturbed('digits', 'focusnet', **SETTINGS)/'result.json')
+    form = read_result(undisturbed('digits', 'focusnet', **SETTINGS))
     def put(recipe, method, seed, last, best, top_5=.99, **config):
         cfg = run_config(recipe, method, seed, **config)
         folder = tmp_path/'runs'/f'{recipe}-{method}-{seed}-{config_hash(cfg)}'
         folder.mkdir(parents=True)
-        write_json(folder/'config.json', dict(config=cfg, hash=config_hash(cfg)))
-        write_json(folder/'result.json', {**form, 'last': {**form['last'], 'accuracy': last, 'top_5': top_5}, 'best': {**form['best'], 'accuracy': best, 'top_5': top_5}})
+        write_signed(folder/'config.json', dict(config=cfg, hash=config_hash(cfg)))
+        epochs = {k: {**form[k], 'accuracy': v, 'top_5': top_5} for k, v in dict(last=last, best=best).items()}
+        write_signed(folder/'result.json', {**form, 'hash': config_hash(cfg), **epochs})
         return folder
     return put
 
@@ -458,6 +438,45 @@ def test_tables_of_complexity(tmp_path):
     assert "'ours' counts the same" in t.markdown and 'adapters' in t.markdown
     u = table(4, tmp_path)
     assert u.df.loc[('Params (M)', 'ours')].tolist() == ['0.94', '11.27', '21.38'] and u.df.loc[('FLOPs (G)', 'ours')].tolist() == ['0.02', '4.44', '9.28'] and 'standard strides' in u.note
+
+
+def test_table_that_finds_nothing(record, tmp_path):
+    "Says which settings the runs there have, and how to ask for them; or that there are none for it"
+    hint = lambda n, **kw: table(n, tmp_path/'runs', **kw).hint
+    assert hint(2) == f"There is no finished run below {tmp_path}/runs. Start some with focusnet-run, or say where they are."
+    record('digits', 'focusnet', 0, .9, .9)
+    assert hint(2) == f"No run below {tmp_path}/runs belongs into this table. There are: digits focusnet (1)."
+    for s in range(3): record('cifar10', 'focusnet', s, .9, .9, epochs=5, n_train=2000)
+    record('cifar10', 'baseline', 0, .9, .9, net='small_cnn')
+    assert '--set epochs=5 n_train=2000 (3 runs) or --set net=small_cnn (1 runs)' in hint(2) and hint(2) in table(2, tmp_path/'runs').markdown and hint(2) in table(2, tmp_path/'runs').html
+    assert hint(2, epochs=5, n_train=2000) == '' and hint(4) == ''
+
+
+def test_table_is_aligned(record, tmp_path):
+    "In a terminal columns stand below each other, in a browser the table has a style"
+    record('cifar10', 'focusnet', 0, .9, .9)
+    t = table(2, tmp_path/'runs')
+    lines = [o for o in repr(t).splitlines() if o.startswith('|')]
+    assert len({len(o) for o in lines}) == 1 and len({tuple(i for i, c in enumerate(o) if c == '|') for o in lines}) == 1
+    assert '<style>' in t.html and 'class="dataframe paper-table"' in t.html
+
+
+class Slow(Callback):
+    "Three minutes a batch, on a clock that a test can turn"
+    order, run_valid, now = 8_000, False, 0.
+    def after_batch(self): Slow.now += 180
+
+
+def test_forecast(monkeypatch, tmp_path):
+    "After the first batches of a long training, once; a short one says nothing"
+    monkeypatch.setattr(time, 'perf_counter', lambda: Slow.now)
+    t = digits(n_train=200, epochs=4)
+    told = []
+    with t.learn.no_bar(), t.learn.no_logging(): t.fit(cbs=[Slow(), Forecast(told.append)])
+    assert told == [f'about {in_words(4*3*180*(1+797/200/3))} for 4 epochs, going by the first 2 batches']
+    with t.learn.no_bar(), t.learn.no_logging(): t.fit(cbs=[Slow(), Forecast(told.append, least=1e9)])
+    assert len(told) == 1
+    assert [in_words(o) for o in (5, 60, 200, 3600, 7500)] == ['5 seconds', '1 minute', '3 minutes', '1 h 0 min', '2 h 5 min']
 
 
 @pytest.mark.parametrize('n, rows, columns', [(2, 3, 8), (3, 4, 2), (5, 4, 7), (7, 11, 5), (8, 6, 2), (9, 4, 7), (10, 5, 2)])

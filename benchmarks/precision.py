@@ -1,0 +1,45 @@
+"""How many images a second does a network train in float32, with channels last, and in bfloat16 with channels last?
+
+    python benchmarks/precision.py
+    python benchmarks/precision.py --markdown results/cpu/precision.md
+
+Plain training and FocusNet (its baseline in the same precision), through fastai's `fit`, loaders and all, in turns (A B A B ...); the medians of images a
+second, and the median of the ratios to float32 with its range. The exit status is 1 if bfloat16 gains less than `--least` for plain training of ResNet-18.
+"""
+import argparse, os, platform, sys, warnings
+warnings.filterwarnings('ignore')
+
+def args():
+    p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument('--rounds', type=int, default=5, help='turns of each (default 5)')
+    p.add_argument('--steps', type=int, default=3, help='steps of a turn (default 3)')
+    p.add_argument('--threads', type=int, default=1, help='CPU threads (default 1)')
+    p.add_argument('--least', type=float, default=1.7, help='required gain of ResNet-18 at 128 pixels (default 1.7)')
+    p.add_argument('--markdown', help='also write the table to this file')
+    return p.parse_args()
+
+def main():
+    a = args()
+    import pandas as pd, torch
+    from fastai.vision.all import resnet18
+    from focusnet_fastai.focusnet import FocusNetCallback
+    from focusnet_fastai.models import thin_resnet
+    from common import epochs_in_turns, learner, rate, ratio, times, write_table
+    torch.set_num_threads(a.threads)
+    settings = dict(float32=(None, False), channels_last=(None, True), bf16=('bf16', True))
+    rows, gains = {}, {}
+    for name, net, size, bs in (('ResNet-18, 128 px', lambda: resnet18(num_classes=10), 128, 16), ('ResNet-18, 64 px', lambda: resnet18(num_classes=10), 64, 16),
+                                ('thin ResNet, 32 px', lambda: thin_resnet(10, width=16), 32, 128)):
+        for method in ('plain', 'FocusNet'):
+            ls = [learner(net, size, bs, a.steps).to_precision(*o) for o in settings.values()]
+            for l in ls if method == 'FocusNet' else []: l.add_cb(FocusNetCallback(net()))
+            ts = dict(zip(settings, epochs_in_turns(ls, a.rounds)))
+            rows[f'{name}, {bs} a batch, {method}'] = {f'{k}, images/s': f'{rate(v, bs*a.steps):,.0f}' for k, v in ts.items()} | {
+                f'{k} / float32': times(ts['float32'], v) for k, v in ts.items() if k != 'float32'}
+            gains[name, method] = ratio(ts['float32'], ts['bf16'])
+            print(name, method, rows[f'{name}, {bs} a batch, {method}'], flush=True)
+    about = f"CPU ({torch.backends.cpu.get_cpu_capability()}), {a.threads} thread(s), torch {torch.__version__}, {a.rounds} rounds of {a.steps} steps, load {os.getloadavg()[0]:.1f}"
+    print('\n' + write_table(a.markdown, pd.DataFrame(rows).T, about))
+    sys.exit(gains['ResNet-18, 128 px', 'plain'] < a.least)
+
+if __name__ == '__main__': main()

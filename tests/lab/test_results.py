@@ -1,0 +1,59 @@
+"What was measured: the packed studies of results/, and the page that shows them."
+import json, re
+from pathlib import Path
+
+import pytest
+
+from focusnet_fastai.lab.paper import mean_sd, results
+from focusnet_fastai.lab.runs import run_config
+from focusnet_fastai.lab.study import config_hash, pack_runs, packed_logs, read_pack, unpack_runs
+
+ROOT = Path(__file__).resolve().parents[2]
+pytestmark = pytest.mark.skipif(not (ROOT/'results').is_dir(), reason='the results are not part of an installation')
+STUDIES = {'choice/digits-200': 55, 'cpu/cifar-2000': 50, 'cpu/digits-200': 100, 'cpu/mnist-1000': 75, 'cpu/mnist-5000': 35, 'cpu/mnist-all': 35}
+
+
+@pytest.mark.parametrize('name', STUDIES)
+def test_study(name, tmp_path):
+    "Complete, undamaged, and the same table from folders; packed again, the same bytes"
+    study = ROOT/'results'/name
+    df = results(study)
+    assert len(df) == STUDIES[name] and df.finished.all() and df.folder.is_unique
+    assert unpack_runs(study, tmp_path/'out') == len(df)
+    again = results(tmp_path/'out')
+    assert again.drop(columns='folder').equals(df.drop(columns='folder'))
+    pack_runs(tmp_path/'out', tmp_path/'packed')
+    for o in ('runs.jsonl', 'logs.csv.gz'): assert (tmp_path/'packed'/o).read_bytes() == (study/o).read_bytes()
+    for run in read_pack(study/'runs.jsonl'):  # the last line of each log is the result
+        rows = packed_logs_of(study)[run.folder.relative_to(study).as_posix()]
+        last = dict(zip(rows[0], rows[-1]))
+        assert len(rows)-1 == run.result['epochs'] and all(float(last[k]) == pytest.approx(v) for k, v in run.result['last'].items())
+
+
+CACHE = {}
+def packed_logs_of(study): return CACHE.setdefault(study, packed_logs(study)) if study not in CACHE else CACHE[study]
+
+
+def test_configurations_are_found_today():
+    "What was run is what a recipe and a method of today ask for, so it is not run again"
+    for name in STUDIES:
+        for run in read_pack(ROOT/'results'/name/'runs.jsonl'):
+            c = run.config
+            settings = {k: v for o in (c['recipe_settings'], c['method_settings']) for k, v in o.items() if k != 'seed'}
+            base = c['baseline'] and {k: v for k, v in c['baseline']['recipe_settings'].items() if k != 'seed'}
+            assert config_hash(run_config(c['recipe'], c['method'], c['seed'], base=base, **settings)) == run.hash, run
+
+
+BEFORE = {  # the page's first table, before the runs were packed: accuracy of the last epoch
+    'digits-200': {'baseline': '89.95 ± 1.35 (10)'}}
+
+
+def test_page_shows_these_numbers():
+    "The outputs in results.ipynb are those of the packed runs"
+    cells = {c['id']: c for c in json.loads((ROOT/'nbs'/'results.ipynb').read_text(encoding='utf-8'))['cells']}
+    for name, epochs in {'digits-200': 30, 'mnist-1000': 6, 'mnist-5000': 5, 'mnist-all': 1, 'cifar-2000': 15}.items():
+        df = results(ROOT/'results'/'cpu'/name)
+        ours = df[(df.method == 'baseline') & (df.epochs == epochs)].accuracy*100
+        shown = ''.join(cells[f'{name}-table']['outputs'][0]['data']['text/html'])
+        found = re.findall(r'>([\d.]+ ± [\d.]+ \(\d+\))<', shown)
+        assert mean_sd(ours.tolist()) in found, (name, mean_sd(ours.tolist()), found)
