@@ -2,16 +2,17 @@
 PYTHON ?= python3
 BIN := .venv/bin
 TUTORIALS := $(wildcard nbs/tutorials/*.ipynb)
-export OMP_NUM_THREADS ?= 1
-export MPLBACKEND ?= agg
 PACKAGING := settings.ini setup.py pyproject.toml
+# Tests draw without a screen, and use one thread each
+TESTING := MPLBACKEND=agg OMP_NUM_THREADS=1
 
-.PHONY: help demo test check lessons pytest test-browser test-tutorials lab export readme clean
+.PHONY: help demo test quick check lessons pytest test-browser test-tutorials lab export readme clean
 help:
 	@echo "make demo            set up, then train a baseline and a FocusNet on handwritten digits"
-	@echo "make test            set up, then run all checks, lessons and tests"
+	@echo "make quick           set up, then run what takes less than two minutes: the tests that are not marked slow"
+	@echo "make test            set up, then run all checks, lessons and tests (less than a quarter of an hour on two cores)"
 	@echo "make test-browser    the explorer in JupyterLab and Chromium, which is installed where apt can"
-	@echo "make test-tutorials  run the tutorials whole (slow; on a CPU with FOCUSNET_EPOCHS=3 FOCUSNET_PER_BREED=100)"
+	@echo "make test-tutorials  run the tutorials whole (without a GPU some ten minutes each)"
 	@echo "make lab             JupyterLab in the project's environment"
 	@echo "make export          notebooks -> modules, and clean the notebooks"
 	@echo "make readme          nbs/index.ipynb -> README.md"
@@ -32,24 +33,29 @@ test: check lessons pytest test-browser
 
 check: .venv/.dev
 	$(BIN)/python tools/in_step.py
+	$(BIN)/python tools/style.py
 
 lessons: .venv/.dev
-	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev-test --n-workers 2
+	$(TESTING) PATH="$(CURDIR)/$(BIN):$$PATH" nbdev-test --n-workers 2
 
 pytest: .venv/.dev
-	$(BIN)/python -m pytest -n 2 --dist worksteal
+	$(TESTING) $(BIN)/python -m pytest -n 2 --dist worksteal
+
+quick: .venv/.dev
+	$(TESTING) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
 # Without Chromium, and without the right to install it, the test is skipped and says how to run it
 test-browser: .venv/.dev
 	@command -v chromium chromium-browser google-chrome >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 	  && { apt-get update -qq; apt-get install -y -qq --no-install-recommends chromium; }; } || echo "Chromium is not installed, and could not be"
-	$(BIN)/python -m pytest tests/browser
+	$(TESTING) $(BIN)/python -m pytest tests/browser
 
 test-tutorials: .venv/.dev
 	for nb in $(TUTORIALS); do $(BIN)/jupyter execute --timeout=-1 $$nb || exit 1; done
 
+# Jupyter asks the superuser, as one is in a container, to say that this is meant
 lab: .venv/.dev
-	$(BIN)/jupyter lab nbs
+	$(BIN)/jupyter lab $$(test "$$(id -u)" = 0 && echo --allow-root) nbs
 
 export: .venv/.dev
 	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev-export

@@ -1,10 +1,12 @@
-"Everything for the notebook: `from focusnet_fastai.all import *`, after `from fastai.vision.all import *`. What only serves other modules stays in its own."
+"Everything for the notebook: `from focusnet_fastai.all import *`, after `from fastai.vision.all import *`; the rest stays in its own room."
 from .loss import multi_warm_label, warm_summary, probability_difference, focus_terms, focus_picking_loss
 from .reference import Baseline, load_weights
-from .terms import LossTerms
-from .focusnet import FocusNetCallback
+from .terms import DivergedError, LossTerms, StopDiverged
+from .focusnet import FocusNetCallback, focus_settings
 from .compare import Comparison, mcnemar, expected_calibration_error
 from .models import lenet5, small_cnn, thin_resnet, small_resnet18, small_resnet34, half_mobilenet_v2, complexity
+from .precision import HalfPrecision, faster_precision
+from .remembered import RememberedBaseline
 from .data.memory import ImageTensors, InMemoryDL, InMemoryLoaders, CropBatch, FlipBatch
 from .data.convert import in_memory
 from .data.digits import digits_dls
@@ -14,9 +16,12 @@ from .data.folder import folder_dls
 from .see.cam import class_maps, gradcam_maps, contrast_maps
 from .see.examples import digit_learners, digit_quality
 from .see.items import pick_scenes, fixed_images
-from .see.figures import show_confusion, show_focus, show_fixed
+from .see.figures import show_architecture, show_confusion, show_contrast, show_focus, show_fixed
 from .see.curves import difficulty_curve, plot_difficulty, plot_baseline_quality
 from .see.explore import explore, confused_pairs, ConfusionExplorer
 from .app.paper_figures import make_figure
 from .app.report import report_html
 from .app.photo_network import photo_learner, FixedStatistics
+from .docs import document as _document
+
+_document(globals()) # so that `?` shows what parameters mean

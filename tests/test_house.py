@@ -1,5 +1,5 @@
 "The plan of the house holds: where rooms are, which way arrows go, what a line may hold (see CONTRIBUTING)"
-import ast, json, re, subprocess, sys
+import ast, json, re, statistics, subprocess, sys, tokenize
 from pathlib import Path
 import pytest
 
@@ -59,14 +59,47 @@ def test_arrows_go_one_way(room):
         assert not (name or '').startswith('_'), f'{room} takes {name} of {to}'
 
 
-def test_lines_hold_one_idea():
+@pytest.mark.parametrize('room', rooms)
+def test_lines_hold_one_idea(room):
     "140 columns, no semicolon between statements"
-    for room, path in modules.items():
-        tree, lines = ast.parse(path.read_text(encoding='utf-8')), path.read_text(encoding='utf-8').splitlines()
-        wide = [i+1 for i, o in enumerate(lines) if len(o) > 140]
-        assert not wide, (room, wide)
-        starts = [o.lineno for n in ast.walk(tree) for f in ('body', 'orelse', 'finalbody') if isinstance(getattr(n, f, None), list) for o in getattr(n, f)]
-        assert len(starts) == len(set(starts)) or not [i for i in set(starts) if starts.count(i) > 1 and ';' in lines[i-1]], room
+    with open(modules[room], 'rb') as f: tokens = list(tokenize.tokenize(f.readline))
+    wide = [i+1 for i, o in enumerate(modules[room].read_text(encoding='utf-8').splitlines()) if len(o) > 140]
+    assert not wide, (room, wide)
+    assert not [o.start[0] for o in tokens if o.type == tokenize.OP and o.string == ';'], room
+
+
+def size(cell):
+    "Lines of an export cell, without blank ones and directives; 0 where it only imports"
+    lines = [o for o in cell.splitlines() if o.strip() and not o.startswith('#|')]
+    tree = ast.parse('\n'.join(lines))
+    return 0 if all(isinstance(o, (ast.Import, ast.ImportFrom)) for o in tree.body) else len(lines)
+
+
+def steps(nb):
+    "What a reader meets in a page: sizes of export cells, 'lesson' and 'text', without what is hidden"
+    for c in json.loads(nb.read_text(encoding='utf-8'))['cells']:
+        text = ''.join(c['source'])
+        if c['cell_type'] == 'markdown':
+            if not text.startswith('#') or '\n' in text.strip(): yield 'text'
+        elif re.match(r'#\| *export', text): yield from [size(text)] if size(text) else []
+        elif c['cell_type'] == 'code' and not re.match(r'#\| *(hide|default_exp)', text): yield 'lesson'
+
+
+def test_pages_go_in_small_steps():
+    "Export cells are short, and most are followed by a lesson that runs them"
+    found = [o for nb in rooms.values() for o in steps(nb)]
+    sizes, lessons = [o for o in found if isinstance(o, int)], found.count('lesson')
+    assert statistics.median(sizes) <= 8, statistics.median(sizes)
+    assert lessons/len(sizes) >= 1.2, (lessons, len(sizes))
+
+
+@pytest.mark.parametrize('room', rooms)
+def test_no_page_exports_at_length(room):
+    "No export cell is longer than 40 lines, and between three of them there is a value, a picture or a sentence"
+    row = 0
+    for o in steps(rooms[room]):
+        row = row+1 if isinstance(o, int) else 0
+        assert row <= 2 and (not row or o <= 40), (room, o, row)
 
 
 def test_star_import_loads_what_it_gives():
@@ -80,7 +113,7 @@ print(*sorted(m.removeprefix('focusnet_fastai.') for m in set(sys.modules)-befor
     out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, timeout=300, cwd=root)
     loaded = set(out.stdout.split()) - {'all', *layers}
     given = {m.removeprefix('focusnet_fastai.') for m, _ in imports(root/'focusnet_fastai/all.py', 'all')}
-    parts = {'record', 'data.archives', 'see.network_view', 'see.parts', 'see.look'} # what given rooms are made of
+    parts = {'record', 'data.pictures', 'data.archives', 'data.photo_cache', 'see.network_view', 'see.parts', 'see.look', 'app.page', 'app.checks'} # what given rooms are made of
     assert loaded == given | parts, (loaded ^ (given | parts), out.stderr)
 
 

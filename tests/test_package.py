@@ -33,6 +33,7 @@ print('OK', learn.arch is resnet18, FocusNetCallback, hasattr(Learner, 'refocus'
     assert 'BAD []' in out.stdout and 'OK True' in out.stdout
 
 
+@pytest.mark.slow
 def test_star_import_hides_nothing():
     "Only names of ours come, and none that Python, PyTorch, NumPy, pandas or Matplotlib uses"
     out = python('''
@@ -71,6 +72,7 @@ def test_import_of_the_package_is_light():
     assert out.stdout.split() == ['False', 'False'], out.stderr
 
 
+@pytest.mark.slow
 def test_packaging_facts_agree():
     text = (root/'pyproject.toml').read_text(encoding='utf-8')
     assert '[project]' not in text
@@ -116,7 +118,18 @@ def test_links_of_the_notebooks_exist():
 
 
 def test_tutorials_are_skipped_by_the_lessons():
-    for nb in (root/'nbs/tutorials').glob('*.ipynb'): assert 'skip_exec: true' in nb.read_text(encoding='utf-8'), nb
+    "Without a cell in the page that says so"
+    from nbdev.test import _keep_file
+    for nb in (root/'nbs/tutorials').glob('*.ipynb'):
+        assert not _keep_file(nb, '.notest') and all(c['cell_type'] != 'raw' for c in json.loads(nb.read_text(encoding='utf-8'))['cells']), nb
+
+
+def test_superuser_and_screen_of_the_lab():
+    "`make lab` shows plots, uses all threads, and works in a container"
+    env = {k: v for k, v in os.environ.items() if k not in ('MPLBACKEND', 'OMP_NUM_THREADS')}
+    show = lambda target: subprocess.run(['make', '-n', '-o', '.venv/.dev', target], cwd=root, capture_output=True, text=True, env=env).stdout
+    assert 'jupyter lab' in show('lab') and 'agg' not in show('lab') and 'OMP' not in show('lab') and '--allow-root' in show('lab')
+    assert all('MPLBACKEND=agg OMP_NUM_THREADS=1' in show(o) for o in ('lessons', 'pytest', 'quick', 'test-browser'))
 
 
 def run_cli(name, *args, **kw):
@@ -125,6 +138,7 @@ def run_cli(name, *args, **kw):
                           env={**os.environ, 'PYTHONWARNINGS': 'ignore'}, **kw)
 
 
+@pytest.mark.slow
 def test_demo_from_a_shell(tmp_path):
     out = run_cli('focusnet-demo', '--seeds', '2', '--n-train', '100', '--epochs', '8', '--out', str(tmp_path/'demo.png'))
     assert out.returncode == 0, out.stderr[-2000:]
@@ -132,19 +146,21 @@ def test_demo_from_a_shell(tmp_path):
     assert '\r' not in out.stdout and (tmp_path/'demo.png').read_bytes().startswith(b'\x89PNG')
 
 
-@pytest.mark.parametrize('args,words', [(('--n-train', '5000'), 'between 10 and 1000'), (('--seeds', '0'), 'at least 1'),
+@pytest.mark.parametrize('args,words', [(('--n-train', '5000'), '--n-train must lie between 10 and 1000'), (('--seeds', '0'), '--seeds must be at least 1'),
                                         (('--out', '/nowhere/at/all.png'), 'cannot be written')])
 def test_demo_mistakes(args, words):
     out = run_cli('focusnet-demo', *args)
     assert out.returncode != 0 and words in out.stderr and 'Traceback' not in out.stderr
 
 
+@pytest.mark.slow
 def test_help_of_every_command():
     for script in cfg['console_scripts'].split():
         out = run_cli(script.split('=')[0], '--help')
         assert out.returncode == 0 and 'usage' in out.stdout and 'Traceback' not in out.stderr, script
 
 
+@pytest.mark.slow
 def test_modules_out_of_step_are_noticed(tmp_path):
     "The check of `make check` fails when a module or a notebook was edited by hand"
     import shutil
@@ -167,19 +183,21 @@ def test_demo_is_reproducible():
         assert (runs[0][k] == runs[2][k]).all() and not (runs[0][k] == runs[1][k]).all()
 
 
+@pytest.mark.slow
 def test_figure_from_a_shell(tmp_path):
     out = run_cli('focusnet-figure', '2', '--out', str(tmp_path/'f.png'), '--n', '2')
     assert out.returncode == 0, out.stderr[-2000:]
     assert (tmp_path/'f.png').read_bytes().startswith(b'\x89PNG')
 
 
-@pytest.mark.parametrize('args,words', [(('5',), 'Figures 1, 2, 3 and 4'), (('1', '--base', 'no.pkl'), 'no file no.pkl'), (('2', '--images', 'nowhere'), 'no folder'),
+@pytest.mark.parametrize('args,words', [(('5',), 'Figures 1, 2, 3 and 4'), (('1', '--base', 'no.pkl', '--learn', 'no.pkl', '--images', '.'), 'no file no.pkl'), (('2', '--images', 'nowhere'), 'no folder'),
                                         (('3', '--out', 'x.doc'), 'must end in')])
 def test_figure_mistakes(args, words, tmp_path):
     out = run_cli('focusnet-figure', *args, cwd=tmp_path)
     assert out.returncode != 0 and words in out.stderr and 'Traceback' not in out.stderr
 
 
+@pytest.mark.slow
 def test_figure_of_own_learners_and_folder(tmp_path):
     "Two exported learners and a folder of images, one folder for each class"
     from PIL import Image
@@ -196,3 +214,19 @@ def test_figure_of_own_learners_and_folder(tmp_path):
     out = run_cli('focusnet-figure', '2', '--base', 'base.pkl', '--images', 'images', '--out', 'own.svg', cwd=tmp_path)
     assert out.returncode == 0, out.stderr[-2000:]
     assert '<svg' in (tmp_path/'own.svg').read_text(encoding='utf-8')
+
+
+@pytest.mark.slow
+def test_block_of_the_readme_shows_its_results(tmp_path):
+    "Pasted into one cell, on digits: the comparison as text, and both figures"
+    import nbformat
+    from nbclient import NotebookClient
+    block = re.search(r'```python\n(from fastai.*?)```', (root/'README.md').read_text(encoding='utf-8'), re.S)[1]
+    for old, new in (('imagewoof_dls(size=128)', 'digits_dls()'), ('resnet18(num_classes=dls.c)', 'lenet5(dls.c)'), ('dls   = ', 'set_seed(0)\ndls   = ')):
+        assert old in block
+        block = block.replace(old, new)
+    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(block)])
+    NotebookClient(nb, timeout=300, kernel_name='python3', resources={'metadata': {'path': str(tmp_path)}}).execute()
+    outputs = nb.cells[0].outputs
+    assert 'McNemar' in ''.join(o.get('text', '') for o in outputs if o.output_type == 'stream') and (tmp_path/'dogs.pkl').exists()
+    assert sum('image/png' in o.get('data', {}) for o in outputs) == 2

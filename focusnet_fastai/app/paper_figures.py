@@ -6,35 +6,112 @@
 __all__ = ['make_figure']
 
 # %% ../../nbs/app/01_paper_figures.ipynb #imports
-import matplotlib as mpl, pandas as pd
+import matplotlib as mpl, matplotlib.font_manager, pandas as pd
 from fastai.vision.all import *
 from matplotlib.figure import Figure
 from ..see.examples import digit_learners, digit_quality
 from ..see.items import is_index, item_list, pick_scenes, picture_dl
-from ..see.figures import show_confusion, show_fixed, show_focus
+from ..see.figures import show_confusion, show_fixed, show_focus, unshown
 from ..see.curves import plot_baseline_quality, plot_difficulty
 
 # %% ../../nbs/app/01_paper_figures.ipynb #check-out
 def _check_out(out)->Path:
     "The path of a figure that can be written"
-    out = Path(out)
-    kinds = Figure().canvas.get_supported_filetypes()
+    out,kinds = Path(out),Figure().canvas.get_supported_filetypes()
     if out.suffix[1:].lower() not in kinds: raise ValueError(f"{out} must end in one of .{', .'.join(sorted(kinds))}")
     if not out.parent.is_dir(): raise FileNotFoundError(f"There is no folder {out.parent} for {out.name}")
     return out
 
-def _figure_1(base, learn, items, n, dl, kwargs):
+# %% ../../nbs/app/01_paper_figures.ipynb #check-number
+def _check_number(number)->int:
+    "1, 2, 3 or 4"
+    if str(number) not in ('1','2','3','4'): raise ValueError(f"There are Figures 1, 2, 3 and 4, but not {number!r}")
+    return int(number)
+
+# %% ../../nbs/app/01_paper_figures.ipynb #check-learners
+def _check_learners(number, base, learn):
+    "Raise a `ValueError` if a figure of two networks has only one"
+    if (base is None)==(learn is None): return
+    raise ValueError(f"Figure {number} needs two learners, but only the {'FocusNet' if base is None else 'baseline'} is given")
+
+def _check_images(base, items, dl):
+    "Raise a `ValueError` if there is nothing to show"
+    if items is None and dl is None and not len(base.dls.valid_ds):
+        raise ValueError("The learner holds no images (it was loaded from a file): pass `items`, for instance a folder of images")
+
+# %% ../../nbs/app/01_paper_figures.ipynb #too-many
+def _too_many(items, n)->bool:
+    "Are these pictures, and more than `n`, from which to choose?"
+    return len(items)>n and not any(is_index(o) for o in items)
+
+# %% ../../nbs/app/01_paper_figures.ipynb #figure-1
+def _figure_1(base, learn, items, n, dl, kwargs)->Figure:
+    "Both branches, and both networks on some images"
+    kwargs = {'branches':True, **kwargs}
+    if items is None and 'scene' in kwargs: return show_focus(learn, base, None, dl, **kwargs)
     if items is None: return show_fixed(learn, base, n, dl, **kwargs)
     items = item_list(items)
-    if any(is_index(o) for o in items) or len(items)<=n: return show_focus(learn, base, items, dl, **kwargs)
+    if not _too_many(items, n): return show_focus(learn, base, items, dl, **kwargs)
     return show_fixed(learn, base, n, picture_dl(learn, items, kwargs.pop('targets', None)), **kwargs)
 
-def _figure_2(base, items, n, dl, kwargs):
+# %% ../../nbs/app/01_paper_figures.ipynb #figure-2
+def _figure_2(base, items, n, dl, kwargs)->Figure:
+    "The baseline's scenes"
     items = None if items is None else item_list(items)
-    if items is not None and not any(is_index(o) for o in items) and len(items)>n:
+    if items is not None and _too_many(items, n):
         dl,items = picture_dl(base, items, kwargs.pop('targets', None)),None
     if items is None: items = pick_scenes(base, n, dl, kwargs.get('rule', 'positive'))
     return show_confusion(base, items, dl, **kwargs)
+
+# %% ../../nbs/app/01_paper_figures.ipynb #figure-3
+def _figure_3(base, learn, items, dl, kwargs)->Figure:
+    "The loss against difficulty, with images where there are networks"
+    if base is None: return plot_difficulty(**kwargs)
+    return plot_difficulty(learn, base, dl if items is None else picture_dl(learn, item_list(items)), **kwargs)
+
+# %% ../../nbs/app/01_paper_figures.ipynb #figure-4
+def _figure_4(base, learn, items, kwargs, log)->Figure:
+    "A table of accuracies, given, in a file, or from digits"
+    if items is None and (base is not None or learn is not None):
+        raise ValueError("Figure 4 needs many trainings: give their table as `items` (see `plot_baseline_quality`), or no learners for "
+                         "the digits")
+    if isinstance(items, (str,Path)): items = _read_table(items)
+    if items is None: items = digit_quality(log=log)
+    return plot_baseline_quality(items, **kwargs)
+
+def _read_table(path)->pd.DataFrame:
+    "A .csv table, or an error that names the file"
+    try: return pd.read_csv(path)
+    except (pd.errors.ParserError,pd.errors.EmptyDataError,UnicodeDecodeError) as e:
+        raise ValueError(f"{path} is no .csv table: {e}") from e
+
+# %% ../../nbs/app/01_paper_figures.ipynb #figure-of
+def _figure(number, base, learn, items, n, dl, seed, kwargs, log)->Figure:
+    "The figure, after a check that what it needs is there"
+    if number==4: return _figure_4(base, learn, items, kwargs, log)
+    if number!=2: _check_learners(number, base, learn)
+    if base is None and learn is None and number!=3: base,learn = digit_learners(seed)
+    if base is None: base = learn
+    if base is not None: _check_images(base, items, dl)
+    if number==1: return _figure_1(base, learn, items, n, dl, kwargs)
+    return _figure_2(base, items, n, dl, kwargs) if number==2 else _figure_3(base, learn, items, dl, kwargs)
+
+# %% ../../nbs/app/01_paper_figures.ipynb #write-figure
+def _write(fig, out, dpi, exact=False):
+    "Save a figure"
+    metadata = {'.svg':{'Date':None}, '.pdf':{'CreationDate':None}}.get(out.suffix.lower())
+    with mpl.rc_context({'svg.hashsalt':'focusnet'}):
+        unshown(fig).savefig(out, dpi=dpi, bbox_inches=None if exact else 'tight', metadata=metadata)
+
+# %% ../../nbs/app/01_paper_figures.ipynb #fonts
+def _fonts(font=None, size=None)->dict: # for `mpl.rc_context`
+    "The family of fonts and the size of text that a figure is drawn with"
+    known = {o.name for o in mpl.font_manager.fontManager.ttflist} | {'serif','sans-serif','monospace','cursive','fantasy'}
+    if font is not None and font not in known:
+        raise ValueError(f"There is no font {font!r} on this machine; there are for instance {', '.join(sorted(known)[:4])}")
+    if size is not None and not 4<=size<=40: raise ValueError(f"The size of text in points must lie in 4..40, but is {size}")
+    given = {'font.family':font and [font], 'font.size':size}
+    return {k: v for k,v in given.items() if v is not None}
 
 # %% ../../nbs/app/01_paper_figures.ipynb #make-figure
 def make_figure(
@@ -42,34 +119,20 @@ def make_figure(
     out, # the file: its ending decides the format, such as .png, .svg or .pdf
     base:Learner=None, # the baseline; None: trained on digits
     learn:Learner=None, # FocusNet, for Figures 1 and 3; None: trained on digits
-    items=None, # images, or a folder of them; more than `n`: the most telling ones are chosen; for Figure 4 a table, see `plot_baseline_quality`
+    items=None,
+    # images, or a folder of them; more than `n`: the most telling ones are chosen; for Figure 4 a table, see `plot_baseline_quality`
     n:int=3, # how many images are shown
     dl=None, # for indices, or to choose from; default: the validation set
     seed:int=0, # of the networks that are trained on digits
     dpi:int=150, # resolution of PNG
-    **kwargs # of the function that draws the figure
+    log=print, # told each training of Figure 4, which takes many
+    font:str=None, # family; default: matplotlib's `rcParams`
+    font_size:float=None, # in points, 10 being matplotlib's own; default: matplotlib's `rcParams`
+    **kwargs # of the function that draws the figure, such as `width`, `note`, `scale`
 )->Path: # `out`
     "Write one of the paper's figures, from digits or from your own learners"
-    if str(number) not in ('1','2','3','4'): raise ValueError(f"There are Figures 1, 2, 3 and 4, but not {number!r}")
-    number,out = int(number),_check_out(out)
-    fig = _make_figure(number, base, learn, items, n, dl, seed, kwargs)
-    with mpl.rc_context({'svg.hashsalt':'focusnet'}):
-        fig.savefig(out, dpi=dpi, bbox_inches='tight', **({'metadata':{'Date':None}} if out.suffix=='.svg' else {}))
+    number,out = _check_number(number),_check_out(out)
+    with mpl.rc_context(_fonts(font, font_size)):
+        fig = _figure(number, base, learn, items, n, dl, seed, kwargs, log)
+        _write(fig, out, dpi, exact=kwargs.get('width') is not None)
     return out
-
-# %% ../../nbs/app/01_paper_figures.ipynb #make-figure-of
-def _make_figure(number, base, learn, items, n, dl, seed, kwargs)->Figure:
-    "The figure, after a check that what it needs is there"
-    if number==4:
-        if items is None and (base is not None or learn is not None):
-            raise ValueError("Figure 4 needs many trainings: pass their table as `items` (see `plot_baseline_quality`), or no learners for the digits")
-        if isinstance(items, (str,Path)): items = pd.read_csv(items)
-        return plot_baseline_quality(digit_quality() if items is None else items, **kwargs)
-    if number==3 and base is None and learn is None: return plot_difficulty(**kwargs)
-    if number!=2 and (base is None)!=(learn is None):
-        raise ValueError(f"Figure {number} needs two learners, but only the {'FocusNet' if base is None else 'baseline'} is given")
-    if base is None: base,learn = digit_learners(seed) if learn is None else (learn,learn)
-    if items is None and dl is None and not len(base.dls.valid_ds):
-        raise ValueError("The learner holds no images (it was loaded from a file): pass `items`, for instance a folder of images")
-    if number==3: return plot_difficulty(learn, base, dl if items is None else picture_dl(learn, item_list(items)), **kwargs)
-    return _figure_1(base, learn, items, n, dl, kwargs) if number==1 else _figure_2(base, items, n, dl, kwargs)

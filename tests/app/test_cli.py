@@ -1,11 +1,12 @@
 "The commands as a user types them: real processes, real files, real mistakes."
-import json, os, re, resource, shutil, signal, subprocess, sys, time
+import json, os, re, shutil, signal, subprocess, sys, time, zipfile
 from pathlib import Path
 import pytest, torch
 from fastai.vision.all import Learner, load_learner
 from focusnet_fastai.app.cli import focusnet_run, focusnet_table, focusnet_train
 from focusnet_fastai.app.photo_network import digit_photos, photo_learner
-from focusnet_fastai.app.photo_training import GivenBaseline, result_files
+from focusnet_fastai.app.checks import result_files
+from focusnet_fastai.app.photo_files import GivenBaseline
 
 bindir = Path(sys.executable).parent
 quick = ('--no-pretrained', '--size', '32', '--workers', '0')
@@ -38,22 +39,29 @@ def trained(photos):
     return photos.parent/'out', res
 
 
+@pytest.mark.slow
 def test_train_writes_everything(trained):
     out, res = trained
     assert sorted(o.name for o in out.iterdir()) == sorted(result_files)
     assert '\r' not in res.stdout and not res.stderr, res.stderr
     lines = res.stdout.splitlines()
     assert sum(o.startswith(('epoch 1/2', 'epoch 2/2')) for o in lines) == 4
-    assert 'left out: damaged/3/zz.png: no image' in lines and 'damaged: 3 classes, 72 photos for training, 18 for validation' in lines
+    assert any(o.startswith('left out: damaged/3/zz.png: ') for o in lines) and 'damaged: 3 classes, 72 photos for training, 18 for validation, 4 a batch' in lines
     assert [('entropy' in o) for o in lines if o.startswith('epoch 2/2')] == [False, True]
     html = (out/'report.html').read_text(encoding='utf-8')
     about = json.loads((out/'focusnet.json').read_text())
     assert about['arch'] == 'resnet18' and about['classes'] == ['3', '8', '9'] and about['size'] == 32
     for r in about['results'].values(): assert f"{r['accuracy']:.2%}" in html and f"{r['ece']:.4f}" in html
-    assert f"Fixed: {about['fixed']}. Broken: {about['broken']}." in html
+    assert f"Fixed: {about['fixed']}. Broken: {about['broken']}." in html and 'damaged' in html and about['bs'] == 4
+    assert about['loss'] == dict(alpha=.5, beta=1., rule='released', label_smoothing=0., detach=False)
+    right = {k: v['accuracy'] for k, v in about['results'].items()}
+    best = 'focusnet.pkl' if right['FocusNet'] > right['Baseline'] else 'baseline.pkl'
+    assert about['keep'] == best and f'load_learner(&#x27;{best}&#x27;)' in html or f"load_learner('{best}')" in html
+    assert lines[-2].startswith('Keep ') and lines[-2].endswith(f'That is {Path("out")/best}') and lines[-2].split(' That is')[0] in html
     assert all(o.startswith('data:') for o in re.findall(r'(?:src|href)="([^"]*)"', html)) and '3/zz.png' in html and 'resnet18' in html
 
 
+@pytest.mark.slow
 def test_a_fresh_process_predicts(trained):
     "The exported learner in another process, in another folder; the weights without running code"
     out, _ = trained
@@ -76,6 +84,7 @@ print(json.dumps([name, probs.sum().item(), same, list(learn.dls.vocab), [type(o
     assert abs(sizes[0]-sizes[1]) < 1e5  # no baseline inside
 
 
+@pytest.mark.slow
 def test_train_against_a_given_baseline(trained, photos, tmp_path):
     "Weights with their JSON file, and an exported learner; a second training into the same folder is refused"
     out, _ = trained
@@ -87,13 +96,16 @@ def test_train_against_a_given_baseline(trained, photos, tmp_path):
     assert sorted(o.name for o in (tmp_path/'a').iterdir()) == ['focusnet.json', 'focusnet.pkl', 'focusnet.pth', 'report.html']
     assert 'from baseline.pth' in (tmp_path/'a'/'report.html').read_text(encoding='utf-8') and 'Baseline:' not in ' '.join(map(str, lines))
     assert GivenBaseline(out/'baseline.pkl').size == 32
+    assert not [o for o in lines if 'can run code' in o]
     msg = mistake(focusnet_train, str(photos), out=str(tmp_path/'a'), baseline=str(out/'baseline.pkl'))
     assert 'holds results already (focusnet.pkl' in msg and '--overwrite' in msg
     before = (tmp_path/'a'/'focusnet.pth').read_bytes()
     train_photos(photos, tmp_path/'a', baseline=out/'baseline.pkl', epochs=1, seed=1, pretrained=False, workers=0, overwrite=True, log=lines.append)
     assert (tmp_path/'a'/'focusnet.pth').read_bytes() != before
+    assert [o for o in lines if 'baseline.pkl is loaded as an exported learner, which can run code' in o]
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_weights(photos, tmp_path):
     from focusnet_fastai.app.photo_training import train_photos
     two = digit_photos(tmp_path/'two', (3, 8), n=8)
@@ -102,6 +114,7 @@ def test_a_seed_gives_the_same_weights(photos, tmp_path):
     assert torch.equal(a, b) and not torch.equal(a, c)
 
 
+@pytest.mark.slow
 def test_mistakes_end_with_a_sentence(trained, photos, tmp_path):
     "Each before anything is trained or written"
     out, _ = trained
@@ -112,18 +125,26 @@ def test_mistakes_end_with_a_sentence(trained, photos, tmp_path):
     (tmp_path/'half.pth').write_bytes((out/'baseline.pth').read_bytes()[:100_000])
     shutil.copy(out/'baseline.pth', tmp_path/'alone.pth')
     (tmp_path/'file').write_text('x')
+    for e in ('pkl', 'pth'):
+        data = bytearray((out/f'baseline.{e}').read_bytes())
+        data[len(data)//2] ^= 1
+        (tmp_path/f'flipped.{e}').write_bytes(data)
+    shutil.copy(out/'baseline.pth', tmp_path/'odd.pth')
+    (tmp_path/'odd.json').write_text('{"arch": "resn')
     new, given = str(tmp_path/'new'), dict(pretrained=False, workers=0, size=32)
     cases = [
         ((tmp_path/'nowhere',), {}, 'There is no folder'), ((tmp_path/'file',), {}, 'is a file'), ((one,), {}, 'one class only'),
         ((photos,), dict(arch='resnet81'), 'did you mean resnet'), ((photos,), dict(arch='vit_b_16'), 'cannot make a classifier of vit_b_16'),
-        ((photos,), dict(size=8), 'size must be at least 32'), ((photos,), dict(epochs=0), 'epochs must be'), ((photos,), dict(bs=1), 'bs must be'),
-        ((photos,), dict(lr=-1.), 'lr must be'), ((photos,), dict(valid_pct=1.), 'valid_pct'), ((photos,), dict(rule='warm'), "rule must be"),
+        ((photos,), dict(size=8), '--size must be at least 32'), ((photos,), dict(epochs=0), '--epochs must be'), ((photos,), dict(bs=1), '--bs must be'),
+        ((photos,), dict(lr=-1.), '--lr must be'), ((photos,), dict(valid_pct=1.), '--valid-pct must'), ((photos,), dict(rule='warm'), "--rule must be"),
+        ((photos,), dict(settings='best'), "--settings must be one of 'recommended', 'paper'"), ((photos,), dict(seeds=0), '--seeds must be at least 1'), ((photos,), dict(alpha=-1.), '--alpha must be'),
         ((photos,), dict(out=str(photos/'out')), 'among the photos'), ((photos,), dict(out=str(tmp_path/'file')), 'is a file'),
         ((photos,), dict(out=str(tmp_path/'file'/'x')), 'cannot be written'),
         ((photos,), dict(baseline='no.pkl'), 'no file no.pkl'), ((photos,), dict(baseline=str(tmp_path/'garbage.pkl')), 'cannot be loaded'),
-        ((photos,), dict(baseline=str(out/'focusnet.json')), 'cannot be loaded'), ((photos,), dict(baseline=str(tmp_path/'alone.pth')), '--arch'),
-        ((photos,), dict(baseline=str(tmp_path/'garbage.pth'), arch='resnet18'), 'cannot be read as weights'),
-        ((photos,), dict(baseline=str(tmp_path/'half.pth'), arch='resnet18'), 'cannot be read as weights'),
+        ((photos,), dict(baseline=str(out/'report.html'), arch='resnet18'), 'cannot be read as weights'), ((photos,), dict(baseline=str(tmp_path/'alone.pth')), '--arch'),
+        ((photos,), dict(baseline=str(tmp_path/'garbage.pth'), arch='resnet18'), 'garbage.pth'), ((photos,), dict(baseline=str(tmp_path/'flipped.pkl')), 'flipped.pkl is damaged'),
+        ((photos,), dict(baseline=str(tmp_path/'flipped.pth'), arch='resnet18'), 'flipped.pth is damaged'), ((photos,), dict(baseline=str(tmp_path/'odd.pth')), 'odd.json'),
+        ((photos,), dict(baseline=str(tmp_path/'half.pth'), arch='resnet18'), 'half.pth'),
         ((four,), dict(baseline=str(tmp_path/'alone.pth'), arch='resnet18'), 'do not belong to a resnet18 for 4 classes'),
         ((photos,), dict(baseline=str(tmp_path/'alone.pth'), arch='resnet34'), 'do not belong to a resnet34'),
         ((other,), dict(baseline=str(out/'baseline.pth')), 'classes that the baseline does not know'),
@@ -135,6 +156,97 @@ def test_mistakes_end_with_a_sentence(trained, photos, tmp_path):
     assert not os.path.exists(new)
 
 
+class Evil:
+    "Runs code when it is unpickled"
+    def __init__(self, path): self.path = path
+    def __reduce__(self): return Path.touch, (self.path,)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('name', ['weights.PTH', 'weights.bin', 'weights.ckpt', 'weights', 'weights.pkl', 'weights.PKL'])
+def test_weights_are_weights_whatever_their_ending(trained, photos, tmp_path, name):
+    out, _ = trained
+    shutil.copy(out/'baseline.pth', tmp_path/name)
+    given = GivenBaseline(tmp_path/name, 'resnet18')
+    assert given.learn is None
+    if not name.lower().endswith('.pkl'):  # there code may run, after it was said
+        torch.save(Evil(tmp_path/'ran'), tmp_path/name)
+        msg = mistake(focusnet_train, str(photos), out=str(tmp_path/'new'), baseline=str(tmp_path/name), arch='resnet18', pretrained=False, size=32, workers=0)
+        assert name in msg
+    assert not (tmp_path/'ran').exists()
+
+
+@pytest.mark.slow
+def test_a_training_that_diverges(photos, tmp_path):
+    "Is stopped with its epoch: a baseline is not kept then, a good one stays"
+    from focusnet_fastai.app.photo_network import Diverged
+    from focusnet_fastai.app.photo_training import train_photos
+    how, lines = dict(epochs=3, size=32, pretrained=False, workers=0, log=lambda o: lines.append(str(o))), []
+    with pytest.raises(Diverged, match='^Baseline: The training diverged in epoch 1 of 3: .*Nothing was written.'): train_photos(photos, tmp_path/'a', lr=1e9, **how)
+    assert not list((tmp_path/'a').iterdir()) and not [o for o in lines if o.startswith('epoch 2/3')]
+    good = train_photos(photos, tmp_path/'b', **{**how, 'epochs': 1})
+    kept = {o.name: o.read_bytes() for o in (tmp_path/'b').iterdir()}
+    with pytest.raises(ValueError, match='The training (has )?diverged in epoch'): train_photos(photos, tmp_path/'c', baseline=tmp_path/'b'/'baseline.pth', lr=1e9, **how)
+    assert good and {o.name: o.read_bytes() for o in (tmp_path/'b').iterdir()} == kept
+
+
+@pytest.mark.slow
+def test_several_seeds(photos, tmp_path):
+    "A folder each, another network each, the same photos for validation, and one verdict"
+    from focusnet_fastai.app.photo_training import train_photos
+    lines = []
+    train_photos(photos, tmp_path/'out', epochs=1, seeds=2, seed=4, size=32, pretrained=False, workers=0, settings='paper', log=lambda o: lines.append(str(o)))
+    found = json.loads((tmp_path/'out'/'seeds.json').read_text())
+    assert [o['seed'] for o in found['seeds']] == [4, 5] and sorted(o.name for o in (tmp_path/'out').iterdir()) == ['seed-4', 'seed-5', 'seeds.json']
+    kind = 'FocusNet' if sum(o['FocusNet']-o['Baseline'] for o in found['seeds']) > 0 else 'Baseline'
+    best = max(found['seeds'], key=lambda o: o[kind])
+    assert Path(found['keep']) == tmp_path/'out'/f"seed-{best['seed']}"/f'{kind.lower()}.pkl'
+    assert found['verdict'] in lines and '95 % interval' in found['verdict'] and lines[-1].startswith(f"Keep {found['keep']}")
+    about = [json.loads((tmp_path/'out'/f'seed-{i}'/'focusnet.json').read_text()) for i in (4, 5)]
+    assert all(o['loss'] == dict(alpha=1., beta=1., rule='positive', label_smoothing=0., detach=False) for o in about)
+    first = [torch.load(tmp_path/'out'/f'seed-{i}'/'baseline.pth', weights_only=True)['0.0.weight'] for i in (4, 5)]
+    assert not torch.equal(*first)
+    assert 'holds results already (seed-4' in mistake(focusnet_train, str(photos), out=str(tmp_path/'out'), seeds=2, seed=4)
+
+
+def test_an_unknown_network_is_noticed_first(photos, tmp_path):
+    from focusnet_fastai.app.photo_training import train_photos
+    lines = []
+    with pytest.raises(ValueError, match='did you mean') as e: train_photos(photos, tmp_path/'out', arch='resnet19', log=lines.append)
+    names = str(e.value).split('did you mean ')[1].rstrip('?').split(', ')
+    assert not lines and len(names) == len(set(names)) > 1 and 'resnet18' in names
+
+
+def test_a_file_that_vanishes(photos, tmp_path):
+    "While worker processes read: one sentence that names it"
+    from focusnet_fastai.app.checks import message
+    from focusnet_fastai.data.folder import folder_dls
+    folder = tmp_path/'gone'
+    shutil.copytree(photos, folder)
+    dls = folder_dls(folder, size=32, bs=4, num_workers=1)
+    bad = Path(dls.valid_ds.items[0])
+    bad.unlink()
+    with pytest.raises(Exception) as e: list(dls.valid)
+    text = message(e.value)
+    assert bad.name in text and 'Traceback' not in text and '\n' not in text and len(text) < 300, text
+
+
+@pytest.mark.slow
+def test_names_that_cannot_be_printed(tmp_path):
+    "On a console of code page 1252: class folders in Chinese, and with bytes that are no UTF-8"
+    photos = digit_photos(tmp_path/'photos', (3, 8), n=6)
+    (photos/'3').rename(photos/'\u72ac')
+    try: (photos/'8').rename(os.fsdecode(os.fsencode(photos)+b'/caf\xe9'))
+    except OSError: pass  # a file system that takes UTF-8 only
+    (photos/'\u72ac'/'\u732b.png').write_bytes(b'no image')
+    res = command('focusnet-train', photos, '--epochs', 1, *quick, '--out', tmp_path/'out', env={**os.environ, 'PYTHONIOENCODING': 'cp1252'}, encoding='cp1252')
+    assert res.returncode == 0 and 'Traceback' not in res.stderr, res.stderr[-2000:]
+    assert 'left out: ' in res.stdout and '?.png' in res.stdout
+    html = (tmp_path/'out'/'report.html').read_text(encoding='utf-8')
+    assert '\u72ac' in html and 'caf\xe9' in html  # bytes that are no UTF-8 are read as code page 1252
+    assert set(load_learner(tmp_path/'out'/'focusnet.pkl').dls.vocab) == {'\u72ac', 'caf\xe9'}
+
+
 def test_weights_that_cannot_be_fetched(photos, tmp_path, monkeypatch):
     "An empty cache, and a proxy that nobody listens on"
     from focusnet_fastai.data.folder import folder_dls
@@ -144,7 +256,7 @@ def test_weights_that_cannot_be_fetched(photos, tmp_path, monkeypatch):
     try:
         with pytest.raises(ValueError, match='pretrained weights of resnet18 cannot be had') as e: photo_learner(folder_dls(photos, size=32, num_workers=0))
     finally: torch.hub.set_dir(old)
-    assert '--no-pretrained' in str(e.value) and str(tmp_path) in str(e.value)
+    assert '`pretrained=False`' in str(e.value) and str(tmp_path) in str(e.value)
 
 
 def test_wrong_arguments_and_bad_folder_from_a_shell(tmp_path):
@@ -152,16 +264,25 @@ def test_wrong_arguments_and_bad_folder_from_a_shell(tmp_path):
     assert res.returncode == 2 and 'invalid int value' in res.stderr
     res = command('focusnet-train', 'nowhere', cwd=tmp_path)
     assert res.returncode == 1 and res.stderr.strip() == 'focusnet-train: There is no folder nowhere' and not list(tmp_path.iterdir())
+    (tmp_path/'photos').mkdir()
+    (tmp_path/'out').mkdir()
+    (tmp_path/'out'/'report.html').touch()
+    for args, words in (('--epochs', '0'), '--epochs must be at least 1'), (('--out', 'out'), 'out holds results already (report.html)'):
+        res = command('focusnet-train', 'photos', *args, cwd=tmp_path)
+        assert res.returncode == 1 and words in res.stderr and not res.stdout, (args, res)  # before fastai was loaded
 
 
+@pytest.mark.slow
 def test_a_full_disk(photos, tmp_path):
     "No file may grow beyond 1 MB: a sentence, and no half files"
+    resource = pytest.importorskip('resource', reason='This system knows no limits of a process')
     limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
     res = command('focusnet-train', photos, '--epochs', 1, *quick, '--out', tmp_path/'out', preexec_fn=limit)
     assert res.returncode == 1 and 'Traceback' not in res.stderr and re.search(r'^focusnet-train: .*File too large', res.stderr.strip()), res.stderr
     assert not list((tmp_path/'out').iterdir())
 
 
+@pytest.mark.slow
 def test_ctrl_c(photos, tmp_path):
     "While FocusNet is trained, with worker processes, as a terminal sends it to all of them"
     args = [bindir/'focusnet-train', photos, '--no-pretrained', '--size', '32', '--workers', '1', '--epochs', '1', '--out', tmp_path/'out']
@@ -176,6 +297,7 @@ def test_ctrl_c(photos, tmp_path):
     assert isinstance(load_learner(tmp_path/'out'/'baseline.pkl'), Learner)
 
 
+@pytest.mark.slow
 def test_run_and_table(tmp_path, capsys):
     "A run from the shell, seen by the table; the second time it is only read"
     args = ('digits', 'focusnet', '--seeds', 0, 1, '--folder', 'runs', '--set', 'epochs=2', 'n_train=80', '--base', 'epochs=1')
@@ -188,7 +310,7 @@ def test_run_and_table(tmp_path, capsys):
     focusnet_run('digits', 'focusnet', [0, 1], str(tmp_path/'runs'), ['epochs=2', 'n_train=80'], ['epochs=1'])
     assert time.perf_counter()-t < 5 and 'epoch 1/2' not in capsys.readouterr().out
     focusnet_table(10, str(tmp_path/'runs'), html=str(tmp_path/'t.html'), set=['epochs=2'])
-    assert '| 63.43 | 71.05 |' in capsys.readouterr().out and '63.43' in (tmp_path/'t.html').read_text(encoding='utf-8')
+    assert re.search(r'\| +63\.43 \| +71\.05 \|', capsys.readouterr().out) and '63.43' in (tmp_path/'t.html').read_text(encoding='utf-8')
     for f, args, kw, words in [
         (focusnet_run, ('digit', 'focusnet'), {}, 'Unknown recipe'), (focusnet_run, ('digits', 'focus'), {}, 'Unknown method'),
         (focusnet_run, ('digits', 'focusnet'), dict(set=['epoch=1']), "There is no setting 'epoch'"), (focusnet_run, ('digits', 'focusnet'), dict(set=['epochs']), 'key=value'),
@@ -206,3 +328,40 @@ def test_help_lists_recipes_and_methods():
     from focusnet_fastai.lab.recipes import recipes
     texts = [' '.join(anno_parser(f.__wrapped__).format_help().split()) for f in (focusnet_run, focusnet_train, focusnet_table)]
     assert ', '.join(recipes) in texts[0] and ', '.join(methods) in texts[0] and all('Examples' in o for o in texts)
+    for text in texts: assert not re.search(r'default: (True|False)|\((int|str|float)\)', text)
+
+
+def test_help_loads_nothing():
+    "All commands together, in a fresh interpreter"
+    code = '''
+import sys, focusnet_fastai.app.cli as cli
+from fastcore.script import anno_parser
+for f in (cli.focusnet_demo, cli.focusnet_figure, cli.focusnet_train, cli.focusnet_run, cli.focusnet_table): assert len(anno_parser(f.__wrapped__).format_help()) > 300
+print(*[o for o in ('torch', 'fastai', 'pandas', 'matplotlib', 'numpy') if o in sys.modules])
+'''
+    res = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, timeout=60)
+    assert res.returncode == 0 and res.stdout.split() == [], (res.stdout, res.stderr)
+
+
+@pytest.mark.slow
+def test_exports_travel(trained, tmp_path):
+    "Another process, without this package: only fastai is needed, and no path of this system is inside"
+    out, _ = trained
+    shutil.copy(out/'focusnet.pkl', tmp_path/'f.pkl')
+    image = sorted((out.parent/'photos'/'8').iterdir())[0]
+    code = f'''
+import sys
+class Missing:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] == 'focusnet_fastai': raise ModuleNotFoundError(name, name=name)
+sys.meta_path.insert(0, Missing())
+from fastai.vision.all import load_learner
+learn = load_learner('f.pkl')
+with learn.no_bar(): print(learn.predict({str(image)!r})[0])
+learn.export('again.pkl')
+'''
+    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert res.returncode == 0, res.stderr[-2000:]
+    assert res.stdout.strip() in ('3', '8', '9') and (tmp_path/'again.pkl').exists()
+    with zipfile.ZipFile(out/'focusnet.pkl') as z: data = z.read(next(o for o in z.namelist() if o.endswith('data.pkl')))
+    assert b'PosixPath' not in data and os.fsencode(out.parent) not in data

@@ -5,12 +5,11 @@ import pytest, torch
 from fastai.vision.all import Learner, set_seed
 from focusnet_fastai.data.memory import InMemoryLoaders
 from focusnet_fastai.data.digits import digits_dls
-from focusnet_fastai.record import write_whole
 from focusnet_fastai.data.folder import folder_dls
 from focusnet_fastai.see.examples import digit_learners
 from focusnet_fastai.compare import Comparison
 from focusnet_fastai.app.photo_network import digit_photos, photo_learner
-from focusnet_fastai.app.report import report_html, top_confusions
+from focusnet_fastai.app.report import advice, report_html, top_confusions
 from focusnet_fastai.compare import heading, probability_sentence, split_sentence
 
 
@@ -46,6 +45,9 @@ def test_the_page_loads_nothing(html):
     for a in p.addresses: Image.open(io.BytesIO(base64.b64decode(a.split(',')[1]))).verify()
 
 
+def learn_names(c): return Comparison(c.z, c.zb, c.y, c.vocab, ('Baseline', 'FocusNet'))
+
+
 def test_the_page_has_the_numbers(pair, html):
     base, learn = pair
     c, p = learn.compare(base), Page(html)
@@ -56,8 +58,9 @@ def test_the_page_has_the_numbers(pair, html):
     for t, k, before, after in top_confusions(c): assert before == int(((c.y == int(t)) & (c.base_pred == int(k))).sum())
     for word in ('Seed', '5 of <each>', 'Sequential', '100 for training, 797 for validation', '32 x 32 pixels', 'torch', "load_learner('focusnet.pkl')", 'cpu:'):
         assert word in p.text, word
+    assert 'Commit' not in p.text and advice(learn_names(c)) in p.text and 'The baseline and FocusNet are two networks' in p.text
     assert p.tags.count('table') >= 5 and html.count('class="matrix"') == 2
-    assert p.tags.count('img') == min(len(c.fixed), 8) + min(len(c.broken), 8) + 1
+    assert p.tags.count('img') == min(len(c.fixed), 8) + min(len(c.broken), 8) + 2  # class maps, contrast maps
 
 
 def counted(fixed, broken, same=30):
@@ -75,6 +78,7 @@ def counted(fixed, broken, same=30):
 def test_the_verdict_follows_from_the_numbers(fixed, broken, head, split):
     c = counted(fixed, broken)
     assert head in heading(c) and split in split_sentence(c)
+    assert advice(c).startswith('Keep FocusNet' if fixed > broken else 'Keep the baseline') and ('clearly' in advice(c)) == (c.p < .05)
 
 
 def test_probabilities_in_words():
@@ -134,7 +138,7 @@ def test_the_file_is_replaced_as_a_whole(pair, tmp_path):
     path = learn.report(base, tmp_path/'report.html', n=1, n_maps=1)
     page = path.read_text(encoding='utf-8')
     assert page.startswith('<!doctype html') or page.startswith('<!DOCTYPE')
-    with pytest.raises(OSError): write_whole(tmp_path/'nowhere'/'report.html', 'x')
+    with pytest.raises(FileNotFoundError, match='There is no folder .*nowhere for report.html'): learn.report(base, tmp_path/'nowhere'/'report.html')
     (tmp_path/'report.html.tmp').mkdir()  # the page cannot be written beside the old one
     with pytest.raises(OSError): learn.report(base, path, n=1, n_maps=1)
     assert path.read_text(encoding='utf-8') == page

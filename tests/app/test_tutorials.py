@@ -32,6 +32,7 @@ def test_every_tutorial_has_a_test():
     assert names and all(f"run('{n}'" in source for n in names), names
 
 
+@pytest.mark.slow
 def test_imagewoof():
     if not (data/'imagewoof2-160').exists(): pytest.skip('Imagewoof is not installed: untar_data(URLs.IMAGEWOOF_160) installs it')
     hub = Path(os.environ.get('TORCH_HOME', Path.home()/'.cache/torch'))/'hub/checkpoints'
@@ -43,6 +44,7 @@ def test_imagewoof():
         assert any('image/png' in o.get('data', {}) for o in c.outputs), cell
 
 
+@pytest.mark.slow
 def test_your_photos(tmp_path):
     "With a folder of one's own, one photo of which is damaged"
     from focusnet_fastai.app.photo_network import digit_photos
@@ -58,6 +60,7 @@ def test_your_photos(tmp_path):
     assert any(f"('{c}', " in texts(nb, 'predict') for c in (3, 8, 9))
 
 
+@pytest.mark.slow
 def test_compare_methods():
     nb = run('compare_methods', FOCUSNET_SEEDS='1', FOCUSNET_EPOCHS='1', FOCUSNET_TRAIN='50')
     shown = next(c for c in nb.cells if c.get('id') == 'table').outputs[-1]['data']['text/html']

@@ -16,6 +16,17 @@ def file(tmp_path_factory):
     return path, learn.compare(base)
 
 
+# Words of headings, cells and paragraphs that stand in two lines
+broken_words = """() => {
+  const bad = [], walk = document.createTreeWalker(document.body, NodeFilter.SHOW_TEXT);
+  while (walk.nextNode()) for (const m of walk.currentNode.data.matchAll(/[A-Za-z]+/g)) {
+    const r = document.createRange();
+    r.setStart(walk.currentNode, m.index); r.setEnd(walk.currentNode, m.index + m[0].length);
+    if (new Set(Array.from(r.getClientRects(), o => Math.round(o.top))).size > 1) bad.push(m[0]);
+  }
+  return bad; }"""
+
+
 def test_report(file, page):
     "Nothing is fetched, every picture is drawn, the numbers can be read, and nothing is wider than the screen"
     path, c = file
@@ -32,6 +43,8 @@ def test_report(file, page):
     for width in (1280, 390):
         page.set_viewport_size({'width': width, 'height': 900})
         assert page.evaluate('document.documentElement.scrollWidth') <= width, width
+        assert page.evaluate(broken_words) == [], width
+        assert page.locator('img.wide').bounding_box()['width'] > 650  # the text of a figure keeps its size: it is moved sideways
         if os.environ.get('FOCUSNET_SCREENSHOTS'): page.screenshot(path=f"{os.environ['FOCUSNET_SCREENSHOTS']}/report-{width}.png", full_page=True)
 
 

@@ -1,0 +1,89 @@
+"The commands where people sit: on a terminal, with progress bars and Ctrl-C."
+import json, os, subprocess, sys, time
+from pathlib import Path
+import pytest, torch
+from focusnet_fastai.app.photo_network import digit_photos
+
+pty = pytest.importorskip('pty', reason='There are no pseudo-terminals on this system')
+import fcntl, select, termios
+bindir = Path(sys.executable).parent
+
+
+class Terminal:
+    "A command on a terminal of its own"
+    def __init__(self, name, *args, **kw):
+        self.master, slave = pty.openpty()
+        env = {k: v for k, v in os.environ.items() if k not in ('MPLBACKEND', 'COLUMNS')}
+        self.process = subprocess.Popen([bindir/name, *map(str, args)], stdin=slave, stdout=slave, stderr=slave, start_new_session=True, env=env,
+                                        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0), **kw)
+        os.close(slave)
+        self.text = ''
+
+    def read(self, seconds=1.):
+        "Take what has come; False at the end"
+        if not select.select([self.master], [], [], seconds)[0]: return True
+        try: new = os.read(self.master, 2**16)
+        except OSError: new = b''  # Linux's way to say that nobody writes any more
+        self.text += new.decode(errors='replace')
+        return bool(new)
+
+    def until(self, there, seconds=240):
+        "Read until `there()` is true"
+        end = time.monotonic() + seconds
+        while not there() and self.read(.05): assert time.monotonic() < end, self.text[-2000:]
+        return self
+
+    def ctrl_c(self):
+        os.write(self.master, b'\x03')
+        return self
+
+    def end(self, seconds=240):
+        "Exit code"
+        end = time.monotonic() + seconds
+        while self.read(): assert time.monotonic() < end, self.text[-2000:]
+        os.close(self.master)
+        return self.process.wait(60)
+
+
+@pytest.fixture(scope='module')
+def photos(tmp_path_factory):
+    "Two classes of digits, and weights of a baseline that nobody has trained"
+    from focusnet_fastai.app.photo_network import photo_learner
+    from focusnet_fastai.data.folder import folder_dls
+    tmp = tmp_path_factory.mktemp('terminal')
+    photos = digit_photos(tmp/'photos', (3, 8), n=60)
+    learn = photo_learner(folder_dls(photos, size=32, num_workers=0), 'squeezenet1_1', pretrained=False)
+    torch.save(learn.model.state_dict(), tmp/'weights.pth')
+    return photos
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('seconds', [0, .3, 1.])
+def test_ctrl_c_with_workers(photos, tmp_path, seconds):
+    "Whenever it comes, the end is the same sentence"
+    args = ('--baseline', photos.parent/'weights.pth', '--arch', 'squeezenet1_1', '--no-pretrained', '--size', 32, '--workers', 2, '--epochs', 500, '--out', tmp_path/'out')
+    t = Terminal('focusnet-train', photos, *args)
+    t.until(lambda: 'Epoch' in t.text.partition('FocusNet:')[2] or '%' in t.text.partition('FocusNet:')[2])
+    time.sleep(seconds)
+    assert t.ctrl_c().end() == 130, t.text[-2000:]
+    assert 'focusnet-train: stopped. The baseline is as it was; nothing was written.' in t.text and 'Traceback' not in t.text, t.text[-2000:]
+
+
+@pytest.mark.slow
+def test_run_goes_on_after_ctrl_c(tmp_path):
+    "The same command twice, the first time stopped; the result is that of a run that nobody disturbed"
+    args = ('digits', 'baseline', '--seeds', 0, '--set', 'epochs=40', 'n_train=200')
+    t = Terminal('focusnet-run', *args, '--folder', 'runs', cwd=tmp_path)
+    t.until(lambda: list((tmp_path/'runs').glob('*/checkpoint.pth')))
+    assert t.ctrl_c().end() == 130 and 'The same command goes on after the last whole epoch.' in t.text, t.text[-2000:]
+    assert not list((tmp_path/'runs').glob('*/result.json'))
+    again = Terminal('focusnet-run', *args, '--folder', 'runs', cwd=tmp_path)
+    assert again.end() == 0, again.text[-2000:]
+    whole = subprocess.run([bindir/'focusnet-run', *map(str, args), '--folder', 'whole'], capture_output=True, text=True, cwd=tmp_path)
+    results = [json.loads(next((tmp_path/o).glob('*/result.json')).read_text()) for o in ('runs', 'whole')]
+    assert whole.returncode == 0 and results[0]['last']['accuracy'] == results[1]['last']['accuracy']
+
+
+def test_help_on_a_terminal(tmp_path):
+    t = Terminal('focusnet-train', '--help')
+    assert t.end() == 0 and '--seeds N' in t.text and 'Traceback' not in t.text
