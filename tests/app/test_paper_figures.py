@@ -8,6 +8,8 @@ from focusnet_fastai.app.paper_figures import make_figure
 from focusnet_fastai.see.items import fixed_images
 from helpers.figures import digit_pair, png
 
+pytestmark = pytest.mark.slow  # as a whole; `make quick` leaves it out
+
 
 @pytest.fixture(scope='module')
 def pair(): return digit_pair()

@@ -11,6 +11,8 @@ from focusnet_fastai.loss import multi_warm_label
 from focusnet_fastai.models import half_mobilenet_v2, lenet5, small_resnet18
 from helpers.learners import InBatch, make_learner, quiet
 
+pytestmark = pytest.mark.slow  # as a whole; `make quick` leaves it out
+
 
 def tiny_resnet(weights=None, pretrained=False, file=None):
     "A network in the shape that vision_learner expects: a body of children, then pool and classifier"

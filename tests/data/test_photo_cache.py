@@ -11,6 +11,8 @@ from focusnet_fastai.data.photo_cache import (KeptPhotosDL, PictureFile, cached_
                                               stored_size)
 from focusnet_fastai.lab.recipes import image_subset
 
+pytestmark = pytest.mark.slow  # as a whole; `make quick` leaves it out
+
 
 def picture(i, size=(90, 60)):
     "Soft stripes and a bright upper left corner"

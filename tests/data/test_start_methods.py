@@ -6,6 +6,8 @@ import pytest, torch
 from helpers import start_methods
 from helpers.miniatures import save
 
+pytestmark = pytest.mark.slow  # as a whole; `make quick` leaves it out
+
 ROOT = Path(__file__).resolve().parents[2]
 
 

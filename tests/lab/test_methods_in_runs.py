@@ -13,6 +13,8 @@ from focusnet_fastai.models import thin_resnet
 from focusnet_fastai.lab.recipes import one_cycle
 from focusnet_fastai.lab.paper import results
 
+pytestmark = pytest.mark.slow  # as a whole; `make quick` leaves it out
+
 STAGES = ('frskd', 'frskd_f', 'focus_frskd', 'byot', 'one')  # methods that need a network with four stages
 
 

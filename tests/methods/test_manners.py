@@ -25,6 +25,8 @@ from focusnet_fastai.methods.wrap import WrappedLearner
 from focusnet_fastai.models import half_mobilenet_v2, lenet5, small_resnet18
 from focusnet_fastai.terms import LossTerms
 
+pytestmark = pytest.mark.slow  # as a whole; `make quick` leaves it out
+
 every = pytest.mark.parametrize('make', [pytest.param(make, id=name) for name, make in method_cases()])
 plain_columns = ['epoch', 'train_loss', 'valid_loss', 'accuracy', 'time']
 

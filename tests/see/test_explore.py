@@ -13,6 +13,8 @@ from focusnet_fastai.see.explore import ConfusionExplorer, explore
 from focusnet_fastai.loss import multi_warm_label
 from focusnet_fastai.models import lenet5
 
+pytestmark = pytest.mark.slow  # as a whole; `make quick` leaves it out
+
 
 @pytest.fixture(scope='module')
 def nets(): return digit_learners(n_train=150, n_epoch=5)

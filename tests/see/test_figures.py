@@ -18,6 +18,8 @@ from focusnet_fastai.see.items import fixed_images, pick_scenes, read_scenes
 from helpers.figures import (all_text, bar_axes, bars, border, digit_pair, image_axes, Many, named_dls, named_learner, names, shown_text,
                              valid_logits)
 
+pytestmark = pytest.mark.slow  # as a whole; `make quick` leaves it out
+
 
 @pytest.fixture(scope='module')
 def pair(): return digit_pair()
