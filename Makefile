@@ -9,8 +9,8 @@ TESTING := MPLBACKEND=agg OMP_NUM_THREADS=1
 .PHONY: help demo test quick check lessons pytest test-browser test-tutorials lab export readme clean
 help:
 	@echo "make demo            set up, then train a baseline and a FocusNet on handwritten digits"
-	@echo "make quick           set up, then run what takes less than two minutes: the tests that are not marked slow"
-	@echo "make test            set up, then run all checks, lessons and tests (less than a quarter of an hour on two cores)"
+	@echo "make quick           set up, then run the tests that are not marked slow (some four minutes on two cores)"
+	@echo "make test            set up, then run all checks, lessons and tests (some twenty minutes on two cores)"
 	@echo "make test-browser    the explorer in JupyterLab and Chromium, which is installed where apt can"
 	@echo "make test-tutorials  run the tutorials whole (without a GPU some ten minutes each)"
 	@echo "make lab             JupyterLab in the project's environment"
