@@ -45,7 +45,7 @@ def own_functions(
     package:str # whose functions are meant
 )->list: # without those that live elsewhere
     "The functions that explain `o`"
-    f = vars(o).get('__init__') if inspect.isclass(o) else o
+    f = o.__init__ if inspect.isclass(o) else o
     return [f] if inspect.isfunction(f) and f.__module__.split('.')[0]==package else []
 
 def document(

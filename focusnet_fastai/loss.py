@@ -4,11 +4,14 @@
 
 # %% auto #0
 __all__ = ['warm_rules', 'plain_tensor', 'probability_difference', 'positive_rule', 'released_rule', 'check_rule',
-           'target_probabilities', 'check_indices', 'multi_warm_label', 'check_logits', 'entropies', 'focus_terms',
-           'focus_picking_loss', 'entropy_bound', 'warm_summary', 'cross_entropies', 'check_range']
+           'target_probabilities', 'check_indices', 'check_top_k', 'strongest', 'multi_warm_label', 'soft_label',
+           'check_logits', 'entropies', 'focus_terms', 'focus_picking_loss', 'entropy_bound', 'check_confidence',
+           'beta_for_confidence', 'confidence_for_beta', 'warm_summary', 'cross_entropies', 'check_range']
 
 # %% ../nbs/00_loss.ipynb #imports
 import math, torch, torch.nn.functional as F
+from numbers import Real
+from scipy.optimize import brentq
 from torch import Tensor
 
 # %% ../nbs/00_loss.ipynb #plain
@@ -69,20 +72,51 @@ def check_indices(
     if target.device.type=='cpu' and len(target) and not (0<=target.min() and target.max()<n_classes):
         raise ValueError(f"Class indices must lie in 0..{n_classes-1}, but reach from {target.min()} to {target.max()}")
 
+# %% ../nbs/00_loss.ipynb #strongest
+def check_top_k(k:int|None):
+    "Raise a `ValueError` unless `k` is a count, or None"
+    if k is None or isinstance(k, int) and k>=1: return
+    raise ValueError(f"`top_k` must be a whole number from 1 on, or None for all classes, but is {k!r}")
+
+def strongest(
+    zb:Tensor, # $z^b$ `(B, N)`
+    k:int|None # how many a row; None: all
+)->Tensor: # `(B, N)` truth values
+    "The `k` largest logits of each row"
+    check_top_k(k)
+    if k is None or k>=zb.shape[1]: return torch.ones_like(zb, dtype=torch.bool)
+    return torch.zeros_like(zb, dtype=torch.bool).scatter_(1, zb.topk(k).indices, True)
+
+
 # %% ../nbs/00_loss.ipynb #multi-warm-label
 def multi_warm_label(
     baseline_logits:Tensor, # $z^b$ `(B, N)`
     target:Tensor, # class indices `(B,)` or probabilities `(B, N)`
-    rule='positive' # 'positive' (Equation 4), 'released', 'soft' ($softmax(z^b)$), or a function from logits to a boolean mask `(B, N)`
+    rule='positive', # 'positive' (Equation 4), 'released', 'soft' ($softmax(z^b)$), or a function from logits to a boolean mask `(B, N)`
+    top_k:int|None=None # keep at most so many warm classes, the strongest, beside the true one; None: all
 )->Tensor: # $l$ `(B, N)`: rows sum to 1; the warm entries of a row are equal, unless `rule` is 'soft'
     "The classes that confuse the baseline, and the true one (Equations 4-6)"
     check_rule(rule)
     zb = plain_tensor(baseline_logits).detach()
     check_logits(zb, zb, target)
-    if rule=='soft': return zb.softmax(-1)
+    if rule=='soft': return soft_label(zb, target, top_k)
     warm = (rule if callable(rule) else warm_rules[rule])(zb)
+    if top_k is not None: warm = warm & strongest(zb, top_k)
     label = (warm + target_probabilities(target, zb.shape[1], zb.dtype)).clamp(max=1)
     return label/label.sum(-1, keepdim=True)
+
+
+# %% ../nbs/00_loss.ipynb #soft-label
+def soft_label(
+    zb:Tensor, # $z^b$ `(B, N)`
+    target:Tensor, # class indices `(B,)` or probabilities `(B, N)`
+    top_k:int|None=None # only so many classes, the strongest, and the true one; None: all
+)->Tensor: # `(B, N)`, rows sum to 1
+    "The baseline's own probabilities, $softmax(z^b)$"
+    if top_k is None: return zb.softmax(-1)
+    kept = strongest(zb, top_k) | (target_probabilities(target, zb.shape[1], zb.dtype)>0)
+    return zb.masked_fill(~kept, -math.inf).softmax(-1)
+
 
 # %% ../nbs/00_loss.ipynb #check
 def check_logits(
@@ -113,17 +147,22 @@ def focus_terms(
     target:Tensor, # class indices `(B,)` or probabilities `(B, N)`
     rule='positive', # which classes are warm, see `multi_warm_label`
     label_smoothing:float=0., # in `cls` only; 0.1 in the released code
-    detach:bool=False # stop the gradient through $d$?
+    detach:bool=False, # stop the gradient through $d$?
+    top_k:int|None=None, # keep at most so many warm classes
+    trust:Tensor|None=None # how far the baseline is trusted, 0 to 1, `(B,)`: weight of $d$ and of `attention`; None: fully
 )->dict: # `cls`, `attention`, `entropy`, each `(B,)`
     "The terms of the focus-picking loss, one value per image (Equations 9-11)"
     check_logits(logits, baseline_logits, target)
     z,n = plain_tensor(logits),logits.shape[1]
     y = target_probabilities(target, n, z.dtype)*(1-label_smoothing) + label_smoothing/n
     d = probability_difference(z, baseline_logits).to(z.dtype)
+    if trust is not None: d = trust[:,None]*d
     log_p = F.log_softmax(z, -1)
     log_q = F.log_softmax(z + (d.detach() if detach else d), -1)
-    label = multi_warm_label(baseline_logits, target, rule).to(z.dtype)
+    label = multi_warm_label(baseline_logits, target, rule, top_k).to(z.dtype)
+    if trust is not None: label = trust[:,None]*label
     return dict(cls=-(y*log_q).sum(-1), attention=-(label*log_p).sum(-1), entropy=-(log_p.exp()*log_p).sum(-1))
+
 
 # %% ../nbs/00_loss.ipynb #focus-picking-loss
 def focus_picking_loss(
@@ -151,17 +190,51 @@ def entropy_bound(
     "What a loss that subtracts β times the entropy cannot go below: $-β log N$"
     return -max(beta, 0)*math.log(n_classes)
 
+# %% ../nbs/00_loss.ipynb #beta-for-confidence
+def check_confidence(
+    confidence:float, # probability of the true class
+    n_classes:int # N
+):
+    "Raise a `ValueError` unless `confidence` lies between chance, 1/N, and 1"
+    if 1/n_classes<confidence<1: return
+    raise ValueError(f"`confidence` must lie between chance, 1/{n_classes}, and 1, but is {confidence!r}: .9, say, for a network that is "
+                     "to be sure of what it has learned")
+
+def beta_for_confidence(
+    p:float, # probability of the true class at the optimum, in (1/N, 1)
+    n_classes:int # N
+)->float: # above 0
+    "The β for which cross-entropy minus β times the entropy is smallest at $p$: $1/(p \\log(p(N-1)/(1-p)))$"
+    check_confidence(p, n_classes)
+    return 1/(p*math.log(p*(n_classes-1)/(1-p)))
+
+
+# %% ../nbs/00_loss.ipynb #confidence-for-beta
+def confidence_for_beta(
+    beta:float, # weight of the entropy, which is subtracted
+    n_classes:int # N
+)->float: # in (1/N, 1]; 1 where none is subtracted
+    "The probability of the true class at which cross-entropy minus β times the entropy is smallest"
+    if beta<=0: return 1.
+    def excess(t): # of the logit t of the true class over all others
+        p = 1/(1 + (n_classes-1)*math.exp(-t))
+        return beta*p*t - 1
+    t = brentq(excess, 0, 1 + n_classes/beta)
+    return 1/(1 + (n_classes-1)*math.exp(-t))
+
+
 # %% ../nbs/00_loss.ipynb #warm-summary
 def warm_summary(
     baseline_logits:Tensor, # $z^b$ `(B, N)`, of many images
     target:Tensor, # class indices `(B,)`
-    rule='positive' # see `multi_warm_label`
+    rule='positive', # see `multi_warm_label`
+    top_k:int|None=None # see there
 )->dict: # `count`: warm classes an image; `only_target`, `holds_target`: shares of images, 0 to 1
     "Size of the multi-warm label: its mean count, how often it is the true class alone, how often it holds that class before it is added"
     if target.ndim!=1: raise ValueError(f"Targets must be class indices (B,), but have shape {tuple(target.shape)}")
-    warm = multi_warm_label(baseline_logits, target, rule)>0
+    warm = multi_warm_label(baseline_logits, target, rule, top_k)>0
     none = torch.zeros_like(warm, dtype=torch.float32) # a label without the true class
-    before = multi_warm_label(baseline_logits, none, rule).nan_to_num(0)>0
+    before = multi_warm_label(baseline_logits, none, rule, top_k).nan_to_num(0)>0
     holds = before.gather(1, target.as_subclass(Tensor).long()[:,None]).float().mean().item()
     return dict(count=warm.sum(1).float().mean().item(), only_target=(warm.sum(1)==1).float().mean().item(), holds_target=holds)
 
@@ -180,6 +253,8 @@ def check_range(
     high:float=math.inf, # largest allowed value
     **values # what the numbers are called, and the numbers
 ):
-    "Raise a `ValueError` that names the number outside `low..high`"
+    "Raise an error that names the number outside `low..high`, or what is no number"
     for k,v in values.items():
+        if not isinstance(v, Real) and not (torch.is_tensor(v) and v.ndim==0):
+            raise TypeError(f"`{k}` must be a number, but is {v!r}")
         if not (low<=v<=high): raise ValueError(f"`{k}` must lie in {low:g}..{high:g}, but is {v!r}")

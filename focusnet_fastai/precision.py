@@ -8,6 +8,7 @@ __all__ = ['HalfPrecision', 'check_precision', 'in_turns', 'ratio', 'bf16_gain',
 
 # %% ../nbs/08_precision.ipynb #imports
 import time, statistics, warnings
+from contextlib import suppress
 from copy import copy, deepcopy
 from fastai.vision.all import *
 from fastai.callback.channelslast import ChannelsLast
@@ -138,7 +139,8 @@ def bf16_gain(
         x = torch.randn(4, 64, 32, 32, device=device).to(memory_format=torch.channels_last)
     def step(half):
         with torch.autocast(torch.device(device).type, torch.bfloat16, enabled=half): conv(x).sum().backward()
-    return ratio(*in_turns([partial(step, o) for o in (False,True)], 7, torch.device(device)))
+    with torch.enable_grad(): clocks = in_turns([partial(step, o) for o in (False,True)], 7, torch.device(device))
+    return ratio(*clocks)
 
 # %% ../nbs/08_precision.ipynb #slow-bf16
 def slow_bf16(
@@ -194,9 +196,10 @@ def faster_precision(
     try: check_precision('bf16', device)
     except ValueError: return PrecisionChoice(None, device.type)
     if device.type=='cpu' and bf16_gain()<1: return PrecisionChoice(bf16_gain(), device.type)
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), suppress(RuntimeError):
         x = torch.randn(bs, channels, *((size,size) if isinstance(size, int) else size), device=device)
         steps = [train_step(deepcopy(model).to(device), x, o) for o in (False,True)]
         once = sum(map(sum, in_turns(steps, 1, device)))
         slow,fast = in_turns(steps, max(3, int(seconds/once)), device)
-    return PrecisionChoice(ratio(slow, fast), device.type)
+        return PrecisionChoice(ratio(slow, fast), device.type)
+    return PrecisionChoice(None, device.type) # a layer without bfloat16, or no memory

@@ -4,10 +4,11 @@
 
 # %% auto #0
 __all__ = ['temporary_beside', 'whole_file', 'write_whole', 'RunError', 'write_file', 'write_json', 'read_json', 'git_answer',
-           'commit', 'installed_version', 'device_name', 'environment']
+           'commit', 'installed_version', 'device_name', 'environment', 'size_text', 'container_memory', 'free_memory',
+           'free_disk', 'check_room']
 
 # %% ../nbs/06_record.ipynb #imports
-import importlib.metadata, json, os, platform, secrets, subprocess, torch
+import importlib.metadata, json, os, platform, psutil, secrets, shutil, subprocess, torch
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from fastcore.basics import ifnone
@@ -113,6 +114,7 @@ def device_name(
     "What computes: a GPU by its name, a processor by its kind and number of threads"
     return torch.cuda.get_device_name(device) if device.type=='cuda' else f"{platform.machine()}, {torch.get_num_threads()} threads"
 
+# %% ../nbs/06_record.ipynb #environment-of
 def environment(
     device=None # that trains; None: fastai's default
 )->dict: # JSON
@@ -120,3 +122,55 @@ def environment(
     device = torch.device(ifnone(device, default_device()))
     versions = {o: installed_version(o) for o in ('focusnet_fastai','fastai','torch','torchvision','numpy')}
     return dict(versions=dict(versions, python=platform.python_version()), device=f"{device.type}: {device_name(device)}", commit=commit())
+
+# %% ../nbs/06_record.ipynb #size-text
+def size_text(
+    n:int # bytes
+)->str:
+    "A size as one says it"
+    units = ((10**12,'TB'),(10**9,'GB'),(10**6,'MB'),(10**3,'kB'))
+    unit,name = next((o for o in units if n>=o[0]), (1,'bytes'))
+    return f'{n/unit:.1f} {name}' if unit<=n<10*unit and unit>1 else f'{n/unit:,.0f} {name}'
+
+# %% ../nbs/06_record.ipynb #container
+def container_memory(
+    folder:str|Path='/sys/fs/cgroup' # of Linux's control groups, version 2
+)->int|None: # bytes; None: there is no limit
+    "How much memory the container leaves"
+    def read(name): return (Path(folder)/f'memory.{name}').read_text()
+    try:
+        limit,used = int(read('max')),int(read('current'))
+        stat = dict(o.split() for o in read('stat').splitlines())
+    except (OSError,ValueError): return None
+    return max(limit - used + int(stat.get('file', 0)), 0)
+
+# %% ../nbs/06_record.ipynb #free-memory
+def free_memory(
+    device='cpu' # of the memory
+)->int|None: # bytes; None: not known
+    "Memory that can be had now"
+    device = torch.device(device)
+    if device.type=='cuda': return torch.cuda.mem_get_info(device)[0]
+    if device.type!='cpu': return None
+    known = psutil.virtual_memory().available,container_memory()
+    return min(o for o in known if o is not None)
+
+# %% ../nbs/06_record.ipynb #free-disk
+def free_disk(
+    folder:str|Path # may not be there yet
+)->int: # bytes
+    "Room on the disk of a folder"
+    here = Path(folder).absolute()
+    return shutil.disk_usage(next(o for o in (here, *here.parents) if o.exists())).free
+
+# %% ../nbs/06_record.ipynb #check-room
+def check_room(
+    what:str, # is to be made, for the message
+    need:int, # bytes
+    free:int|None, # bytes; None: not known, and nothing is refused
+    where:str, # 'memory', or 'disk'
+    instead:str # the way out
+):
+    "Raise a `RunError` where there is no room"
+    if free is None or need<=free: return
+    raise RunError(f"{what} would take {size_text(need)}, but only {size_text(free)} of {where} are free: {instead}")

@@ -5,8 +5,9 @@
 # %% auto #0
 __all__ = ['wrappers', 'convolutions', 'norms', 'DetachedCopies', 'can_copy', 'uncopyable', 'copied_network', 'FrozenNetwork',
            'plain_network', 'is_safetensors', 'harmless_kinds', 'read_weights', 'weights_in', 'spellings', 'first_few',
-           'misfits', 'load_weights', 'class_names', 'Baseline', 'baseline_advice', 'normalize_stats', 'same_stats',
-           'norm_pairs', 'put_module', 'fold_norms', 'in_double', 'first_output', 'foldable', 'QuickNetwork']
+           'misfits', 'load_weights', 'class_names', 'count_classes', 'Reference', 'Baseline', 'baseline_advice',
+           'normalize_stats', 'same_stats', 'norm_pairs', 'put_module', 'fold_norms', 'in_double', 'first_output',
+           'foldable', 'QuickNetwork', 'compiled']
 
 # %% ../nbs/01_reference.ipynb #imports
 import os, pickle
@@ -72,6 +73,8 @@ class FrozenNetwork(nn.Module):
         self.order = order
 
     def train(self, mode:bool=True): return self
+    def start_epoch(self, dl): pass # it need not know which images come
+    def finish(self): pass
 
 # %% ../nbs/01_reference.ipynb #frozen-inputs
 @patch
@@ -199,8 +202,31 @@ def class_names(
     if vocab is None or len(vocab)==0: return None
     return list(vocab[-1] if isinstance(vocab[-1], (L,list,tuple)) else vocab)
 
+# %% ../nbs/01_reference.ipynb #count-classes
+def count_classes(
+    dls # `DataLoaders`
+)->int:
+    "The number of classes, or a `ValueError` where `dls` does not know it"
+    n = get_c(dls)
+    if not n: raise ValueError("The number of classes is not known: set `dls.c`")
+    return n
+
+
+# %% ../nbs/01_reference.ipynb #reference
+class Reference:
+    "Who tells a method the confusing classes"
+    itself = False # the network in training, by what it said before?
+    speed = {} # how it is asked, see `FrozenNetwork.faster`
+
+    def frozen_for(self,
+        learn:Learner # whose batches it will see
+    )->nn.Module: # gives logits `(B, N)` for the inputs of a batch
+        "What is asked in one training"
+        raise NotImplementedError(f"{type(self).__name__} must define `frozen_for`")
+
+
 # %% ../nbs/01_reference.ipynb #baseline
-class Baseline:
+class Baseline(Reference):
     "The frozen network of a method: from a `Learner`, a module, or saved weights"
     def __init__(self,
         source, # a `Learner`, an `nn.Module`, or the path of saved weights
@@ -369,12 +395,26 @@ class QuickNetwork(nn.Module):
         self.net,self.fold,self.compile,self.ready = net,fold,compile,False
         self.dtype = dict(bf16=torch.bfloat16, fp16=torch.float16)[precision] if precision else None
 
+# %% ../nbs/01_reference.ipynb #compiled
+def compiled(
+    net:nn.Module, # in eval mode
+    *xb # the inputs of a batch
+)->nn.Module:
+    "`torch.compile` of `net`; `net` itself, with a warning, where that does not work here"
+    quick = torch.compile(net)
+    try:
+        with torch.inference_mode(): quick(*xb)
+    except Exception as e:
+        warn(f"The baseline cannot be compiled here ({str(e).strip().splitlines()[0]}): it is asked as it is")
+        return net
+    return quick
+
 # %% ../nbs/01_reference.ipynb #quick-forward
 @patch
 def get_ready(self:QuickNetwork, *xb):
     "At the first batch: fold and compile"
     if self.fold: fold_norms(self.net, foldable(self.net, *xb))
-    if self.compile: self.net = torch.compile(self.net)
+    if self.compile: self.net = compiled(self.net, *xb)
     self.ready = True
 
 @patch

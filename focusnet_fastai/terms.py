@@ -5,7 +5,7 @@
 # %% auto #0
 __all__ = ['record_parts', 'other_targets', 'LossTerms', 'mix_handler', 'with_terms', 'kept_record', 'check_one_method',
            'check_images', 'is_channels_last', 'lost_in_training', 'check_loss_func', 'wrong_targets', 'check_targets',
-           'seems_untrained', 'DivergedError', 'check_diverged', 'StopDiverged']
+           'seems_untrained', 'DivergedError', 'check_diverged', 'StopDiverged', 'check_mixable']
 
 # %% ../nbs/02_terms.ipynb #imports
 from copy import copy
@@ -14,7 +14,7 @@ from fastai.callback.mixup import MixHandler
 from fastai.callback.training import GradientAccumulation
 from scipy.stats import binom
 from .loss import plain_tensor
-from .reference import Baseline
+from .reference import Baseline, Reference
 
 # %% ../nbs/02_terms.ipynb #loss-terms
 class LossTerms(Callback):
@@ -42,6 +42,21 @@ def after_loss(self:LossTerms):
     self.alive = loss.isfinite() if self.alive is None else self.alive | loss.isfinite()
     if hasattr(self.learn, 'lr_finder'): self.learn.loss = self.loss - self.lower_bound(self.pred.shape[1])
 
+# %% ../nbs/02_terms.ipynb #of-partners
+LossTerms.mixed_in = None # positions in the batch of the images that are mixed in; None: nobody needs them
+LossTerms.baseline_logits = None # what the reference says of the batch `(B, N)`
+LossTerms.trust = None # how far it is trusted, 0 to 1, `(B,)`; None: fully
+
+@patch
+@contextmanager
+def of_partners(self:LossTerms):
+    "Inside: `baseline_logits` and `trust` are those of the images that are mixed in"
+    own = self.baseline_logits,self.trust
+    if self.mixed_in is not None: self.baseline_logits,self.trust = [o if o is None else o[self.mixed_in] for o in own]
+    try: yield
+    finally: self.baseline_logits,self.trust = own
+
+
 # %% ../nbs/02_terms.ipynb #mixed-terms
 def mix_handler(learn:Learner)->MixHandler|None: # that keeps the labels of both images
     "What mixes the images of this batch"
@@ -54,7 +69,7 @@ def mixed_terms(self:LossTerms)->dict: # name: scalar
     terms = self.terms(pred, self.y.as_subclass(Tensor))
     if set(terms)!=set(self.weights): raise ValueError(f"`terms` gives {list(terms)}, but `weights` names {list(self.weights)}")
     if mix := mix_handler(self.learn):
-        other = self.terms(pred, mix.yb1[0].as_subclass(Tensor))
+        with self.of_partners(): other = self.terms(pred, mix.yb1[0].as_subclass(Tensor))
         lam = mix.lam.as_subclass(Tensor)
         terms = {k: lam*v + (1-lam)*other[k] for k,v in terms.items()}
     return {k: v.mean() for k,v in terms.items()}
@@ -130,21 +145,30 @@ def start_terms(self:LossTerms):
 
 # %% ../nbs/02_terms.ipynb #baseline-init
 LossTerms.needs_baseline = False # the one place where a method says so
-LossTerms.baseline = LossTerms.frozen = LossTerms.baseline_logits = LossTerms.finite = None
+LossTerms.baseline = LossTerms.frozen = LossTerms.finite = None
 LossTerms.first_batch = LossTerms.watching = False
 LossTerms.hits = LossTerms.asked = 0
 
 @patch
 def __init__(self:LossTerms,
-    baseline=None # a `Baseline`, or anything that makes one: a `Learner`, a module
+    baseline=None # a `Reference`, such as a `Baseline`, or anything that makes one: a `Learner`, a module
 ):
-    if baseline is not None: self.baseline = baseline if isinstance(baseline, Baseline) else Baseline(baseline)
+    if baseline is not None: self.baseline = baseline if isinstance(baseline, Reference) else Baseline(baseline)
+
+@patch(as_prop=True)
+def of_itself(self:LossTerms)->bool:
+    "Is the reference what the network in training said before?"
+    return self.frozen is not None and self.baseline.itself
+
 
 # %% ../nbs/02_terms.ipynb #ask-baseline
+LossTerms.labels = None # of the batch, while positions stand in their place
+
 @patch
 def ask_baseline(self:LossTerms):
     "The baseline's logits for this batch; whether all were finite stays on the device, so that no step waits for it"
     self.baseline_logits = self.frozen(*self.xb)
+    if self.of_itself: return self.ask_trust()
     ok = self.baseline_logits.isfinite().all()
     self.finite = ok if self.finite is None else self.finite & ok
 
@@ -152,6 +176,7 @@ def ask_baseline(self:LossTerms):
 def after_pred(self:LossTerms):
     self.take_outputs()
     if self.frozen is None: return
+    if self.labels is not None: self.find_partners()
     self.ask_baseline()
     if self.watching: self.count_hits(self.baseline_logits)
 
@@ -206,6 +231,7 @@ def before_train(self:LossTerms):
         raise RuntimeError(f"This {name} has no baseline (it is not saved with a learner). Remove it, and pass a new one to the fit: "
                            f"`learn.remove_cb({name})`, then `learn.fit(..., cbs={name}(baseline))`")
     if self.frozen is not None and is_channels_last(self.model): self.frozen.to(memory_format=torch.channels_last)
+    if self.frozen is not None: self.frozen.start_epoch(self.learn.dl)
     self.alive = None
 
 # %% ../nbs/02_terms.ipynb #check-images
@@ -250,11 +276,16 @@ def check_loss_func(loss_func, method:str):
 # %% ../nbs/02_terms.ipynb #before-batch
 @patch
 def before_batch(self:LossTerms):
-    if not self.first_batch: return
+    if self.first_batch: self.check_first()
+    if self.of_itself: self.follow_batch()
+
+@patch
+def check_first(self:LossTerms):
+    "What the first batch tells"
     self.first_batch = False
     if len(self.yb)!=1: raise ValueError(f"{type(self).__name__} needs one target a batch, but there are {len(self.yb)}")
     check_targets(self.y)
-    if self.frozen is None: return
+    if self.frozen is None or self.of_itself: return
     z = self.frozen(*self.xb)
     self.check_logits(z)
     self.count_hits(z)
@@ -376,8 +407,84 @@ def after_epoch(self:LossTerms):
 
 # %% ../nbs/02_terms.ipynb #after-fit
 @patch
+def let_go(self:LossTerms):
+    "Forget what belongs to one training"
+    if self.frozen is not None: self.frozen.finish()
+    self.frozen = self.baseline_logits = self.trust = self.mixed_in = self.labels = self.outputs = None
+
+@patch
 def after_fit(self:LossTerms):
-    if self.fitting: self.frozen = self.baseline_logits = self.outputs = self.term_values = None
+    if not self.fitting: return
+    self.let_go()
+    self.term_values = None
+
+
+# %% ../nbs/02_terms.ipynb #trusted
+@patch
+def ask_trust(self:LossTerms):
+    "How far the reference is trusted for each image of this batch"
+    self.trust = self.frozen.trust(len(self.baseline_logits))
+
+@patch
+def trusted(self:LossTerms,
+    told:Tensor, # a term that comes from the reference `(B,)`
+    untold=0. # what stands for it where there is no trust
+)->Tensor: # `(B,)`
+    "A term, as far as the reference is trusted"
+    return told if self.trust is None else self.trust*told + (1-self.trust)*untold
+
+
+# %% ../nbs/02_terms.ipynb #follow-batch
+@patch
+def follow_batch(self:LossTerms):
+    "Tell the reference which batch comes; where images will be mixed, labels give way to positions"
+    self.frozen.start_batch(self.learn.iter, len(self.y))
+    self.mixed_in = self.labels = None
+    mix = first(o for o in self.learn._grab_cbs(MixHandler) if o.run)
+    if mix is None or not self.frozen.remembers: return
+    check_mixable(mix, type(self.baseline).__name__)
+    self.labels = self.learn.yb
+    self.learn.yb = (torch.arange(len(self.y), device=self.y.device),)
+
+
+# %% ../nbs/02_terms.ipynb #check-mixable
+def check_mixable(
+    mix:MixHandler,
+    name:str # of the reference
+):
+    "Raise a `ValueError` where the handler does not keep the labels of both images apart"
+    if getattr(mix, 'stack_y', False): return
+    raise ValueError(f"{name} must know which two images are mixed, and {type(mix).__name__} blends their labels where the learner's loss "
+                     "takes no class indices: use class indices with `CrossEntropyLossFlat`, or leave the mixing out")
+
+@patch
+def find_partners(self:LossTerms):
+    "Labels in their place again, and with whom each image is mixed"
+    mix = mix_handler(self.learn)
+    self.learn.yb,self.mixed_in = self.labels,mix.yb1[0]
+    mix.yb1 = tuple(o[self.mixed_in] for o in self.labels)
+    self.labels = None
+
+
+# %% ../nbs/02_terms.ipynb #tell
+@patch
+def mixed_with(self:LossTerms)->tuple|None: # labels of the partners, their positions, share of the image itself; None: not mixed
+    "With what the images of this batch are mixed"
+    mix = mix_handler(self.learn)
+    return mix and (mix.yb1[0].as_subclass(Tensor), self.mixed_in, mix.lam.as_subclass(Tensor))
+
+@patch
+def before_backward(self:LossTerms):
+    if self.of_itself: self.frozen.observe(plain_tensor(self.pred).detach(), self.y.as_subclass(Tensor), self.mixed_with())
+
+@patch
+def after_step(self:LossTerms):
+    if self.of_itself: self.frozen.end_batch()
+
+@patch
+def after_train(self:LossTerms):
+    if self.fitting and self.of_itself: self.frozen.end_epoch(self.epoch)
+
 
 # %% ../nbs/02_terms.ipynb #learn-property
 LossTerms._learn = None
@@ -390,7 +497,7 @@ def _set_learn(self, learn):
         raise ValueError(f"This {type(self).__name__} belongs to another learner: make a new one for each, or take it from that one first "
                          "with `remove_cb`")
     object.__setattr__(self, '_learn', learn)
-    if learn is None: self.frozen = self.baseline_logits = self.outputs = None
+    if learn is None: self.let_go()
 
 LossTerms.learn = property(_get_learn, _set_learn, doc="The one learner that trains with this method")
 
@@ -403,12 +510,14 @@ def lower_bound(self:LossTerms,
     return 0.
 
 # %% ../nbs/02_terms.ipynb #terms-state
-LossTerms._stateattrs = ('baseline','frozen','baseline_logits','outputs','term_values','smooth','finite','alive','hits')
+LossTerms._stateattrs = ('baseline','frozen','baseline_logits','trust','mixed_in','labels','outputs','term_values','smooth','finite',
+                         'alive','hits')
 
 @patch
 def state_dict(self:LossTerms)->dict:
     "What is kept from batch to batch; a method with more adds it"
-    return dict(count=self.count, smooth=self.smooth, finite=self.finite)
+    kept = dict(count=self.count, smooth=self.smooth, finite=self.finite)
+    return kept | dict(reference=self.frozen.kept_state()) if self.of_itself else kept
 
 @patch
 def load_state_dict(self:LossTerms, state:dict):
@@ -416,4 +525,5 @@ def load_state_dict(self:LossTerms, state:dict):
     device = next(self.learn.model.parameters()).device
     self.first_batch = False
     self.count = state['count']
+    if self.of_itself: self.frozen.take_state(state['reference'])
     self.smooth,self.finite = to_device([state['smooth'], state['finite']], device)

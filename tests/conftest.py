@@ -1,5 +1,5 @@
 "Shared by all tests: one thread, quiet fastai, the digits."
-import os, warnings
+import signal, os, warnings
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('MPLBACKEND', 'agg')
 warnings.filterwarnings('ignore', message='.*torch.jit.script.*')
@@ -10,12 +10,15 @@ torch.set_num_threads(1)
 settings.register_profile('focusnet', deadline=None) # no test may depend on the machine's speed
 settings.load_profile('focusnet')
 
-from focusnet_fastai.data.digits import digits_dls
-from helpers.learners import make_learner
+from helpers.kernels import Kernel
+from helpers.learners import make_learner, small
+
+# A shell without job control starts what it puts into the background with Ctrl-C ignored, and so would be all processes of the tests
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 @pytest.fixture(scope='session')
-def dls(): return digits_dls(n_train=256, bs=64)
+def dls(): return small(n_train=256, bs=64, n_valid=128)
 
 
 @pytest.fixture(scope='session')
@@ -26,6 +29,16 @@ def base(dls):
     before = {k: v.clone() for k, v in learn.model.state_dict().items()}
     yield learn
     assert all(torch.equal(v, before[k]) for k, v in learn.model.state_dict().items()), 'a test changed the shared baseline'
+
+
+@pytest.fixture(scope='session')
+def kernel():
+    "A kernel in which fastai and this package are loaded; cells of several tests run in it"
+    pytest.importorskip('ipykernel')
+    kernel = Kernel()
+    kernel.shown("import warnings; warnings.filterwarnings('ignore')\nfrom fastai.vision.all import *\nfrom focusnet_fastai.all import *")
+    yield kernel
+    kernel.end()
 
 
 def pytest_collection_modifyitems(items):

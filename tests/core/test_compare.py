@@ -1,5 +1,5 @@
 "What changed: the comparison of two networks, and the verdict in words."
-import copy, math, subprocess, sys, textwrap
+import copy, math
 import pandas as pd, pytest, torch, torch.nn.functional as F
 from torch import nn
 from scipy.stats import binomtest
@@ -52,7 +52,7 @@ def test_compare_shows_itself(dls, base):
     text, html = repr(c), c._repr_html_()
     for word in ('baseline', 'focusnet', 'accuracy', 'ece', 'fixed', 'broken', 'McNemar', 'Most confused'): assert word in text and word in html
     assert '<table' in html and '<' not in text
-    assert isinstance(c.df, pd.DataFrame) and list(c.df.columns) == ['accuracy', 'nll', 'ece']
+    assert isinstance(c.df, pd.DataFrame) and list(c.df.columns) == ['accuracy', 'nll', 'ece', 'temperature', 'nll_calibrated', 'ece_calibrated']
 
 
 def test_compare_of_perfect_networks():
@@ -169,19 +169,13 @@ CELLS = dict(middle=('learn.compare(base)\n1+1', 1), last=('learn.compare(base)'
              function=('def f(): return learn.compare(base).p\nf()', 0), argument=('len(repr(learn.compare(base)))', 0), made=('Comparison(*learn.paired_logits(base))\n1', 0))
 
 
-def test_shown_once_wherever_it_stands():
+@pytest.mark.slow
+def test_shown_once_wherever_it_stands(kernel):
     "In a notebook kernel"
-    nbformat, nbclient = pytest.importorskip('nbformat'), pytest.importorskip('nbclient')
-    start = textwrap.dedent('''
-        from fastai.vision.all import *
-        from focusnet_fastai.all import *
-        dls = digits_dls(n_train=64)
-        base, learn = [Learner(dls, lenet5(10)) for _ in range(2)]''')
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in [start] + [c for c, _ in CELLS.values()]])
-    nbclient.NotebookClient(nb, timeout=300).execute()
-    for (name, (_, n)), cell in zip(CELLS.items(), nb.cells[1:]):
-        shown = [o for o in cell.outputs if 'McNemar' in str(o.get('data', {}).get('text/html', ''))]
-        assert len(shown) == n, (name, cell.outputs)
+    kernel.shown('dls = digits_dls(n_train=64)\nbase, learn = [Learner(dls, lenet5(10)) for _ in range(2)]')
+    for name, (code, n) in CELLS.items():
+        tables = [o for o in kernel.shown(code) if 'McNemar' in str(o.get('data', {}).get('text/html', ''))]
+        assert len(tables) == n, (name, tables)
 
 
 def test_nothing_is_shown_outside_of_a_notebook(dls, base, capsys):

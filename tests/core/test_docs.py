@@ -1,9 +1,10 @@
 "What `?` shows of the names that the star import gives."
-import inspect, subprocess, sys
+import inspect
 import pytest
 from fastai.vision.all import Learner
 import focusnet_fastai.all as given
 from focusnet_fastai.docs import document_function, meanings
+from helpers import fresh
 
 METHODS = ['refocus', 'compare', 'fresh_learner', 'show_focus', 'show_confusion', 'show_fixed', 'paired_logits', 'report']
 
@@ -38,6 +39,6 @@ def test_documenting_twice_changes_nothing():
 
 def test_the_star_import_gives_no_tools():
     code = 'before = set(globals())\nfrom focusnet_fastai.all import *\nprint(*sorted(set(globals()) - before - {"before"}))'
-    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, timeout=300)
+    out = fresh.python(code)
     assert 'refocus' not in out.stdout.split() and not [o for o in out.stdout.split() if o.startswith('_') or o in ('document', 'Learner')], out
     assert 'FocusNetCallback' in out.stdout

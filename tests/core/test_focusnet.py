@@ -6,6 +6,7 @@ from torch import nn
 from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, GradientAccumulation, Learner, L, MixedPrecision, Normalize, OptimWrapper, Pipeline, RMSProp,
                                SaveModelCallback, TfmdDL, accuracy, load_learner, default_split, set_seed, trainable_params, vision_learner, error_rate)
 
+import focusnet_fastai.compare  # for `learn.compare`
 from focusnet_fastai.focusnet import FocusNetCallback, focus_settings, rebuilt, reinitialised
 from focusnet_fastai.loss import multi_warm_label
 from focusnet_fastai.models import half_mobilenet_v2, lenet5, small_resnet18

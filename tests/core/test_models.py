@@ -179,6 +179,7 @@ def test_every_parameter_is_reset(make, n_in, size):
     assert not left
 
 
+@pytest.mark.slow
 @every_net
 def test_weights_are_random_and_every_parameter_gets_a_gradient(make, n_in, size):
     torch.manual_seed(0); a = make(10)
@@ -196,6 +197,7 @@ def test_pickles(make, n_in, size):
     with torch.no_grad(): assert torch.equal(pickle.loads(pickle.dumps(model))(x), model(x))
 
 
+@pytest.mark.slow
 def test_lenet_learns_digits():
     data = load_digits()
     x = F.interpolate(torch.tensor(data.images, dtype=torch.float32)[:, None]/16, size=32, mode='bilinear')

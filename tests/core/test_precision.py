@@ -1,15 +1,16 @@
 "Half precision on whatever device the data is on: what is computed in it, what is not, and what is left behind."
-import pickle, random, subprocess, sys, textwrap
+import pickle, random, textwrap
 from copy import copy, deepcopy
 import pandas as pd, pytest, torch
 from fastai.vision.all import Callback, Learner, MixedPrecision, SGD, accuracy, nn, noop, set_seed
 from fastai.callback.mixup import MixUp
 from fastai.callback.training import GradientAccumulation, GradientClip
 
+from helpers import fresh
 from helpers.learners import CtrlC, make_learner, quiet, same, state
 from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.focusnet import FocusNetCallback
-from focusnet_fastai.lab.recipes import Training
+from focusnet_fastai.lab.training import Training
 from focusnet_fastai.lab.runs import run
 from focusnet_fastai.methods.registry import apply_method, methods, needs_baseline
 from focusnet_fastai.models import thin_resnet
@@ -21,9 +22,9 @@ pytestmark = pytest.mark.filterwarnings('ignore:.*no better than guessing')
 class Types(Callback):
     "What a batch is computed in, before the logits are made float32, and after the loss"
     order = HalfPrecision.order-1
-    def before_fit(self): self.types, self.loss_types = set(), set()
-    def after_pred(self): self.types.add((self.training, (self.learn.pred[0] if isinstance(self.learn.pred, tuple) else self.learn.pred).dtype))
-    def after_loss(self): self.loss_types.add(self.learn.loss_grad.dtype)
+    def before_fit(self): self.seen, self.of_loss = set(), set()
+    def after_pred(self): self.seen.add((self.training, (self.learn.pred[0] if isinstance(self.learn.pred, tuple) else self.learn.pred).dtype))
+    def after_loss(self): self.of_loss.add(self.learn.loss_grad.dtype)
 
 
 def thin(dls, seed=0, **kw):
@@ -35,17 +36,18 @@ def test_training_validation_and_prediction(dls):
     learn = thin(dls, cbs=Types).to_precision('bf16')
     with quiet(learn):
         learn.fit(1, 1e-3)
-        assert learn.types.types == {(True, torch.bfloat16), (False, torch.bfloat16)} and learn.types.loss_types == {torch.float32}
+        assert learn.types.seen == {(True, torch.bfloat16), (False, torch.bfloat16)} and learn.types.of_loss == {torch.float32}
         logged = learn.recorder.values[-1]
         assert learn.validate()[0] == pytest.approx(logged[1], abs=1e-6)
         p, y, loss = learn.get_preds(with_loss=True)
-    assert learn.types.types == {(False, torch.bfloat16)} and p.dtype == loss.dtype == torch.float32
+    assert learn.types.seen == {(False, torch.bfloat16)} and p.dtype == loss.dtype == torch.float32
     assert {o.dtype for o in learn.model.state_dict().values()} == {torch.float32, torch.int64}
     assert not torch.is_autocast_enabled('cpu')
     x = dls.valid_ds[0][0]
     with learn.no_bar(): assert torch.allclose(learn.predict(x)[2], p[0], atol=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', [o for o in methods if o != 'baseline'])
 def test_every_method_computes_terms_in_float32(dls, name):
     base = thin(dls, 1) if needs_baseline(methods[name]) else None
@@ -121,7 +123,7 @@ def test_a_validation_inside_of_a_fit(dls):
             if self.iter == 1: self.learn.get_preds(inner=True)
     learn = thin(dls, cbs=Types).to_precision('bf16')
     with quiet(learn): learn.fit(1, cbs=Inner())
-    assert {o[1] for o in learn.types.types} == {torch.bfloat16} and not torch.is_autocast_enabled('cpu')
+    assert {o[1] for o in learn.types.seen} == {torch.bfloat16} and not torch.is_autocast_enabled('cpu')
 
 
 def test_with_other_callbacks(dls):
@@ -142,7 +144,7 @@ def test_export_is_plain_and_float32(dls, tmp_path):
         assert 'focusnet_fastai.precision' not in sys.modules
         assert not [o for o in learn.cbs if isinstance(o, MixedPrecision)]
         print({{p.dtype for p in learn.model.parameters()}})"""
-    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', textwrap.dedent(code)], capture_output=True, text=True, timeout=120)
+    out = fresh.python(textwrap.dedent(code))
     assert out.stdout.strip() == '{torch.float32}', out.stderr
 
 
@@ -192,6 +194,7 @@ def halved(seed=0, epochs=3):
     return Training(learn.to_precision('bf16'), epochs, .05)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method', ['focusnet'])
 def test_resumed_bit_for_bit(tmp_path, method):
     "Broken off after the first epoch of the second training, and continued"

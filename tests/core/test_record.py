@@ -1,8 +1,9 @@
 "Files appear whole or not at all, and the environment is told."
-import json, os, subprocess, sys, textwrap
+import json, os, textwrap
 from pathlib import Path
 import pytest, torch
-from focusnet_fastai.record import environment, read_json, RunError, whole_file, write_file, write_json, write_whole
+from helpers import fresh
+from focusnet_fastai.record import check_room, container_memory, environment, free_disk, free_memory, read_json, RunError, size_text, whole_file, write_file, write_json, write_whole
 
 
 @pytest.mark.parametrize('error', [ValueError, KeyboardInterrupt, OSError])
@@ -59,7 +60,7 @@ def test_killed_while_writing(tmp_path):
             o.write(b'half'); o.flush()
             os.kill(os.getpid(), signal.SIGKILL)
     ''')
-    assert subprocess.run([sys.executable, '-c', code], timeout=180).returncode == -9
+    assert fresh.python(code).returncode == -9
     assert f.read_text() == 'old' and len(os.listdir(tmp_path)) == 2
     assert write_whole(f, 'new').read_text() == 'new' and os.listdir(tmp_path) == ['a.txt']
 
@@ -80,3 +81,28 @@ def test_environment_is_json(tmp_path):
 def test_damaged_json_is_named(tmp_path, content):
     (tmp_path/'c.json').write_bytes(content)
     with pytest.raises(RunError, match='c.json is damaged'): read_json(tmp_path/'c.json')
+
+
+@pytest.mark.parametrize('n,text', [(0, '0 bytes'), (999, '999 bytes'), (1500, '1.5 kB'), (55_090_181, '55 MB'), (2_563_615_167, '2.6 GB'), (3*10**12, '3.0 TB')])
+def test_sizes_in_words(n, text): assert size_text(n) == text
+
+
+def test_room_is_counted():
+    "Equal is enough, unknown is no reason to stop, and the sentence has both numbers and the way out"
+    check_room('Rows', 100, 100, 'memory', 'none')
+    check_room('Rows', 100, None, 'memory', 'none')
+    with pytest.raises(RunError) as e: check_room('Rows', 5*10**9, 4*10**9, 'memory', 'keep fewer (`k=10`)')
+    assert str(e.value) == 'Rows would take 5.0 GB, but only 4.0 GB of memory are free: keep fewer (`k=10`)'
+
+
+def test_a_container_bounds_the_memory(tmp_path, monkeypatch):
+    "The limit less what is used, where files at hand count as free; without a limit, or without such files, the machine's own"
+    for name, v in dict(max='5000', current='4000', stat='anon 1000\nfile 3000\nslab 5').items(): (tmp_path/f'memory.{name}').write_text(v+'\n')
+    assert container_memory(tmp_path) == 4000
+    (tmp_path/'memory.current').write_text('9000')
+    assert container_memory(tmp_path) == 0
+    (tmp_path/'memory.max').write_text('max')
+    assert container_memory(tmp_path) is None and container_memory(tmp_path/'nothing') is None
+    monkeypatch.setattr('focusnet_fastai.record.container_memory', lambda: 1234)
+    assert free_memory() == 1234 and free_memory('meta') is None
+    assert free_disk(tmp_path/'a'/'b') == pytest.approx(free_disk(tmp_path), rel=.05)

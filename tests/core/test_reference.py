@@ -1,5 +1,6 @@
 "Baselines: frozen copies, saved weights, and whether they fit."
 import copy, math, threading
+from pathlib import Path
 import pytest, torch
 from torch import nn
 from fastai.vision.all import Learner, set_seed
@@ -119,7 +120,7 @@ def test_saved_weights(tmp_path, dls, base):
 def test_weights_never_run_code(tmp_path):
     marker = tmp_path/'ran'
     class Evil:
-        def __reduce__(self): return (open, (str(marker), 'w'))
+        def __reduce__(self): return (Path.touch, (marker,))
     torch.save({'model': Evil()}, tmp_path/'evil.pth')
     with pytest.raises(ValueError, match='evil.pth.*code'): load_weights(tmp_path/'evil.pth', lambda: lenet5(10))
     assert not marker.exists()

@@ -1,16 +1,18 @@
 "A baseline that is asked once: the right logits for each image, whatever the loader, a kill or a change in between."
-import random
+import os, random, signal
 import numpy as np, pytest, torch
 from fastai.vision.all import Callback, Learner, WeightedDL, accuracy, nn, set_seed
-from fastai.callback.mixup import MixUp
+from fastai.callback.mixup import CutMix, MixUp
 
 from helpers.learners import CtrlC, InBatch, quiet, same, small, state
 from focusnet_fastai.data.digits import digits_dls
-from focusnet_fastai.data.memory import CropBatch, InMemoryLoaders
+from focusnet_fastai.data.fixed_views import fixed_views
+from focusnet_fastai.data.memory import CropBatch, FlipBatch, InMemoryLoaders
 from focusnet_fastai.focusnet import FocusNetCallback
 from focusnet_fastai.models import thin_resnet
-from focusnet_fastai.reference import Baseline
-from focusnet_fastai.remembered import LogitStore, RememberedBaseline, keep_order, store_bytes
+from focusnet_fastai.record import RunError, free_disk
+from focusnet_fastai.reference import Baseline, FrozenNetwork
+from focusnet_fastai.remembered import LogitStore, RememberedBaseline, RememberedNetwork, keep_order, store_bytes
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*no better than guessing')
 
@@ -38,6 +40,7 @@ def difference(learn, base, cbs=(), epochs=2):
     return max(seen)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('kind', ['shuffled', 'in order', 'workers', 'odd last batch', 'weighted'])
 def test_each_image_has_its_logits(thin, kind):
     dls = small(n_train=72 if kind == 'odd last batch' else 64, bs=16, shuffle=kind != 'in order', drop_last=False, num_workers=2 if kind == 'workers' else 0)
@@ -45,7 +48,7 @@ def test_each_image_has_its_logits(thin, kind):
     assert difference(learner(dls), thin, [FocusNetCallback(RememberedBaseline(thin))]) < .02
 
 
-class Count(Callback):
+class CountImages(Callback):
     "How many images the baseline is asked about in each epoch"
     run_valid = False
     def before_train(self): self.learn.images = getattr(self.learn, 'images', []) + [0]
@@ -59,10 +62,11 @@ class Count(Callback):
 def test_asked_once_and_never_again_from_a_folder(thin, tmp_path):
     for want in ([64, 0, 0], [0, 0, 0]):
         learn = learner(small(n_train=64, bs=16))
-        with quiet(learn): learn.fit(3, 1e-3, cbs=[FocusNetCallback(RememberedBaseline(thin, folder=tmp_path)), Count()])
+        with quiet(learn): learn.fit(3, 1e-3, cbs=[FocusNetCallback(RememberedBaseline(thin, folder=tmp_path)), CountImages()])
         assert [o if o == 0 else 64 for o in learn.images] == want
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('change', ['images', 'network', 'transforms', 'k', 'precision', 'classes'])
 def test_a_change_asks_again(thin, tmp_path, change):
     def places(): return {o.name for o in tmp_path.iterdir()}
@@ -105,12 +109,131 @@ def test_k_strongest():
     assert store_bytes(1_281_167, 1000, 10) == 1_281_167*43 and LogitStore(3, 4, k=9).k is None
 
 
-@pytest.mark.parametrize('what', ['transform', 'mixup'])
-def test_other_images_each_epoch_are_refused(thin, what):
+@pytest.mark.parametrize('cb,words', [(None, r'CropBatch makes other images.*`fixed_views\(dls, 10\)`.*use `Baseline`'), (MixUp, 'MixUp blends other images.*use `Baseline`'),
+                                      (CutMix, 'CutMix blends')])
+def test_other_images_each_epoch_are_refused(thin, cb, words):
     dls = small(n_train=64, bs=16)
-    if what == 'transform': dls.train.after_batch.add(CropBatch(pad=2))
-    learn = learner(dls, cbs=MixUp() if what == 'mixup' else None)
-    with quiet(learn), pytest.raises(ValueError, match='use `Baseline`'): learn.fit(1, cbs=FocusNetCallback(RememberedBaseline(thin)))
+    if cb is None: dls.train.after_batch.add(CropBatch(pad=2))
+    learn = learner(dls, cbs=cb and cb())
+    with quiet(learn), pytest.raises(ValueError, match=words): learn.fit(1, cbs=FocusNetCallback(RememberedBaseline(thin)))
+
+
+# --- fixed views ------------------------------------------------------------------------------------------------------------
+
+def views_of(dls, views=2, **kw):
+    dls.train.after_batch.fs[:0] = [CropBatch(pad=4), FlipBatch()]
+    return fixed_views(dls, views, **kw)
+
+
+def test_each_view_has_its_logits(thin):
+    assert difference(learner(views_of(small(n_train=72, bs=16, drop_last=False), 3)), thin, [FocusNetCallback(RememberedBaseline(thin.model))], 4) < .02
+
+
+def test_each_view_is_asked_once(thin, tmp_path):
+    "Never the same view twice, also by a later training; other views are other logits"
+    def asked(dls, epochs=6):
+        learn = learner(dls)
+        with quiet(learn): learn.fit(epochs, 1e-3, cbs=[FocusNetCallback(RememberedBaseline(thin.model, folder=tmp_path)), CountImages()])
+        return learn.images
+    first = asked(views_of(small(n_train=64, bs=16)))
+    assert first[0] == 48 and 0 < first[1] < 64 and sum(first) < 2*64  # the very first batch is asked about before it is watched
+    store = next(tmp_path.iterdir())
+    filled = np.frombuffer((store/'filled').read_bytes(), bool)
+    assert len(filled) == 128 and filled.sum() > 110
+    again = asked(views_of(small(n_train=64, bs=16)), 2)
+    assert sum(again) <= 128-filled.sum()
+    asked(views_of(small(n_train=64, bs=16), 3), 1)
+    asked(views_of(small(n_train=64, bs=16), seed=1), 1)
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+# --- killed -----------------------------------------------------------------------------------------------------------------
+
+class Killed(Callback):
+    "SIGKILL before a batch"
+    run_valid, order = False, 30
+    def __init__(self, epoch, at): self.at = epoch, at
+    def before_batch(self):
+        if (self.epoch, self.iter) == self.at: os.kill(os.getpid(), signal.SIGKILL)
+
+
+@pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
+@pytest.mark.parametrize('kind', ['same', 'views', 'strongest'])
+def test_sigkill_leaves_no_wrong_row(thin, tmp_path, kind):
+    "Killed in the first epoch and in a later one; every row that is believed is what the network says, and the training ends as if nothing had been"
+    k = 3 if kind == 'strongest' else None
+    def loaders(): return views_of(small(n_train=64, bs=16)) if kind == 'views' else small(n_train=64, bs=16)
+    def fit(folder, *cbs):
+        learn = learner(loaders())
+        with quiet(learn): learn.fit(3, 1e-2, cbs=[FocusNetCallback(RememberedBaseline(thin.model, folder=folder, k=k)), *cbs])
+        return state(learn.model)
+    want = fit(tmp_path/'whole')
+    for at in ((0, 2), (1, 1), (2, 3)):
+        pid = os.fork()
+        if pid == 0:
+            try: fit(tmp_path/'cut', Killed(*at))
+            finally: os._exit(0)
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == -signal.SIGKILL
+        if at == (0, 2): assert not list((tmp_path/'cut').rglob('filled'))
+    place = next((tmp_path/'cut').iterdir())
+    dls = loaders()
+    store = LogitStore(len(dls.train_ds)*vars(dls.train).get('views', 1), 10, k, place)
+    rows = np.flatnonzero(store.filled)
+    assert len(rows) >= 64
+    x = dls.train.after_batch(dls.train.view_batch(rows.tolist()) if kind == 'views' else dls.train_ds.batch(rows))[0]
+    truth = LogitStore(len(rows), 10, k)
+    truth.put(list(range(len(rows))), FrozenNetwork(thin.model)(x))
+    assert torch.allclose(store.get(rows), truth.get(list(range(len(rows)))), atol=.02)
+    assert same(want, fit(tmp_path/'cut'))
+
+
+@pytest.mark.parametrize('damage', ['filled cut', 'filled gone', 'rows cut', 'rows gone', 'larger'])
+def test_a_damaged_folder_is_not_believed(tmp_path, damage):
+    "Files that do not fit each other are begun anew"
+    store = LogitStore(8, 10, folder=tmp_path)
+    store.put(list(range(8)), torch.randn(8, 10))
+    store.save()
+    del store
+    f = tmp_path/('filled' if 'filled' in damage else 'logits.bin')
+    if 'cut' in damage: os.truncate(f, 5)
+    elif 'gone' in damage: f.unlink()
+    else: os.truncate(f, 8*10*2+2)
+    assert not LogitStore(8, 10, folder=tmp_path).filled.any()
+
+
+# --- room -------------------------------------------------------------------------------------------------------------------
+
+def imagenet(k=None, folder=None):
+    "A store as large as ImageNet's, of which nothing is made"
+    store = LogitStore(1, 1000, k)
+    store.n, store.folder = 1_281_167, folder
+    return store
+
+
+@pytest.mark.parametrize('k,folder,free,words', [
+    (None, None, 2*10**9, r'The logits of 1,281,167 images for 1,000 classes would take 2\.6 GB, but only 2\.0 GB of memory are free: '
+                          r'keep the strongest of each alone \(`k=10` takes 55 MB\), or keep them in a folder \(`folder=\.\.\.`\)'),
+    (10, None, 10**7, 'would take 55 MB, but only 10 MB of memory are free: a smaller `k` takes less, or keep them in a folder'),
+    (None, 'new', 10**9, r'1\.0 GB of disk are free: keep the strongest of each alone \(`k=10` takes 55 MB\)$')])
+def test_what_has_no_room_is_refused(tmp_path, k, folder, free, words):
+    store = imagenet(k, folder and tmp_path/folder)
+    with pytest.raises(RunError, match=words): store.check_free(free)
+    store.check_free(store_bytes(store.n, 1000, k))
+
+
+def test_refused_before_anything_is_made(thin, tmp_path, monkeypatch):
+    "In the training itself, by the memory that is free, or by the disk; what lies there already needs no more room"
+    monkeypatch.setattr('focusnet_fastai.remembered.free_memory', lambda: 1000)
+    monkeypatch.setattr('focusnet_fastai.remembered.free_disk', lambda folder: 1000)
+    for kw in ({}, dict(folder=tmp_path)):
+        learn = learner(small(n_train=64, bs=16))
+        with quiet(learn), pytest.raises(RunError, match='The logits of 64 images for 10 classes would take 1.3 kB'): learn.fit(1, cbs=FocusNetCallback(RememberedBaseline(thin, **kw)))
+    assert not list(tmp_path.rglob('*.bin'))
+    monkeypatch.setattr('focusnet_fastai.remembered.free_disk', free_disk)
+    LogitStore(64, 10, folder=tmp_path/'there').save()
+    (tmp_path/'there'/'logits.bin').write_bytes(bytes(64*10*2))
+    monkeypatch.setattr('focusnet_fastai.remembered.free_disk', lambda folder: 1000)
+    assert LogitStore(64, 10, folder=tmp_path/'there').n == 64
 
 
 def test_validation_and_later_fits(thin):

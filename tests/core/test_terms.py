@@ -1,5 +1,5 @@
 "The fastai manners of `LossTerms` and `Baseline`, each with a real Learner."
-import copy, math, subprocess, sys, textwrap
+import copy, math, textwrap
 import pandas as pd, pytest, torch, torch.nn.functional as F
 from functools import partial
 from torch import nn
@@ -10,6 +10,7 @@ from fastai.callback.mixup import MixUp, CutMix
 from fastai.callback.training import GradientAccumulation
 from fastai.callback.channelslast import ChannelsLast
 
+from helpers import fresh
 from helpers.learners import CpuBf16, CtrlC, InBatch, make_learner, quiet
 from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.focusnet import FocusNetCallback
@@ -343,7 +344,7 @@ def test_export_size_and_reload_without_the_baseline(dls, base, tmp_path):
         except Exception as e: print('REFUSED', type(e).__name__, e)
         print('CLASSES', a[0], b[0])
     ''')
-    out = subprocess.run([sys.executable, '-c', script], capture_output=True, text=True, timeout=180)
+    out = fresh.python(script)
     assert out.returncode == 0, out.stderr[-2000:]
     assert 'CLASSES' in out.stdout
 
@@ -404,6 +405,7 @@ def test_lr_find(dls, base):
     assert all(torch.equal(a, b) for a, b in zip(before, learn.model.parameters()))
 
 
+@pytest.mark.slow
 def test_lr_find_on_a_negative_loss(base):
     "released rule and alpha = 0: the loss of a trained network is negative; the search must not stop at once"
     dls = digits_dls(n_train=256)
@@ -473,6 +475,7 @@ def test_tuple_outputs(dls):
     assert main + .5*extra == pytest.approx(train, abs=1e-5)
 
 
+@pytest.mark.slow
 def test_compiled_and_parallel_baselines_are_unwrapped(dls):
     net = lenet5(10)
     for wrapped in (nn.DataParallel(net), torch.compile(net)):

@@ -63,6 +63,11 @@ def shown_text(fig): return [t.get_text() for t in fig.texts]
 def all_text(fig): return ' '.join(shown_text(fig) + [t.get_text() for a in fig.axes for t in a.texts])
 
 
+def picture_size(f):
+    "Width and height; the file is closed"
+    with Image.open(f) as im: return im.size
+
+
 def png(folder, i, dls, name=None):
     x, y = dls.valid_ds[i]
     f = folder/(name or f'{i}.png')

@@ -47,11 +47,11 @@ class CpuBf16(MixedPrecision):
         self.kwargs['enabled'] = False
 
 
-def small(n_train=128, bs=32, shuffle=True, **kw):
+def small(n_train=128, bs=32, shuffle=True, n_valid=64, **kw):
     "Digits with few images for validation, too"
     d = digits_dls(n_train=n_train)
     tfms = list(d.train.after_batch.fs)
-    dls = InMemoryLoaders.from_tensors((d.train_ds.x, d.train_ds.y), (d.valid_ds.x[:64], d.valid_ds.y[:64]), list(d.vocab), bs=bs,
+    dls = InMemoryLoaders.from_tensors((d.train_ds.x, d.train_ds.y), (d.valid_ds.x[:n_valid], d.valid_ds.y[:n_valid]), list(d.vocab), bs=bs,
                                        shuffle=shuffle, batch_tfms=tfms, **kw)
     return dls
 

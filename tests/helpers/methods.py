@@ -5,14 +5,17 @@ from PIL import Image
 from sklearn.datasets import load_digits
 from torch import nn
 from fastai.vision.all import CategoryBlock, DataBlock, get_image_files, ImageBlock, Learner, parent_label, PILImageBW, RandomSplitter
+from focusnet_fastai.focus import FocusClass, FocusEMA, FocusMemory
 from focusnet_fastai.focusnet import FocusNetCallback
-from focusnet_fastai.methods.regularise import ConfidencePenalty, CrossEntropy, Focal, LabelSmoothing
+from focusnet_fastai.methods.regularise import ConfidencePenalty, CrossEntropy, Focal, LabelSmoothing, MaxSup
 from focusnet_fastai.methods.distil import KD, TfKD, TfKDReg
 from focusnet_fastai.methods.views import CSKD, DDGSD, SLA
 from focusnet_fastai.methods.dropmax import DropMax, DropMaxNetwork
 from focusnet_fastai.methods.frskd import FocusFRSKD, FRSKD, FRSKDF
 from focusnet_fastai.methods.byot import BYOT
 from focusnet_fastai.methods.one import ONE
+from focusnet_fastai.methods.online_smoothing import OnlineLabelSmoothing
+from focusnet_fastai.methods.pskd import PSKD
 from focusnet_fastai.models import lenet5, thin_resnet
 from focusnet_fastai.terms import LossTerms
 
@@ -46,9 +49,13 @@ byot.of_a_batch = "the distance of BYOT's features is one norm over the batch"
 def method_cases():
     yield 'CrossEntropy', attach(lambda base: CrossEntropy())
     yield 'LabelSmoothing', attach(lambda base: LabelSmoothing())
+    yield 'MaxSup', attach(lambda base: MaxSup())
     yield 'Focal', attach(lambda base: Focal())
     yield 'ConfidencePenalty', attach(lambda base: ConfidencePenalty())
     yield 'FocusNet', attach(lambda base: FocusNetCallback(base))
+    yield 'FocusClass', attach(lambda base: FocusClass(confidence=.9))
+    yield 'FocusMemory', attach(lambda base: FocusMemory(start=0.))
+    yield 'FocusEMA', attach(lambda base: FocusEMA(beta=.1))
     yield 'KD', attach(lambda base: KD(base))
     yield 'DeReverseKD', attach(lambda base: KD(base, alpha=1.))
     yield 'TfKD', attach(lambda base: TfKD(base))
@@ -64,6 +71,8 @@ def method_cases():
     yield 'BYOT', byot
     yield 'BYOTNoFeatures', on(tiny_resnet, lambda learn: BYOT.wrap(learn, feature=0.))
     yield 'ONE', on(tiny_resnet, ONE.wrap)
+    yield 'PSKD', attach(lambda base: PSKD())
+    yield 'OnlineLabelSmoothing', attach(lambda base: OnlineLabelSmoothing())
 
 
 def plain(learn:Learner)->Learner:

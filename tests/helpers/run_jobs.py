@@ -13,7 +13,8 @@ from focusnet_fastai.record import RunError
 from focusnet_fastai.data.memory import CropBatch, FlipBatch
 from focusnet_fastai.data.digits import digits_dls, digits_stats
 from focusnet_fastai.lab.runs import run
-from focusnet_fastai.lab.recipes import one_cycle, Training
+from focusnet_fastai.lab.recipes import one_cycle
+from focusnet_fastai.lab.training import Training
 from focusnet_fastai.terms import LossTerms
 
 

@@ -1,8 +1,9 @@
-"Scripts and commands in two real processes on the CPU, over Gloo, for the tests of distributed training"
-import os, subprocess, sys, textwrap
+"Scripts and commands in two real processes on the CPU, over Gloo, for the tests of distributed training: started by torchrun or accelerate, or by fork"
+import os, socket, subprocess, sys, textwrap
 from pathlib import Path
 
 import pytest
+from helpers import fresh
 
 here = Path(__file__).resolve().parent.parent
 env = {**os.environ, 'PYTHONPATH': f'{here.parent}{os.pathsep}{here}', 'OMP_NUM_THREADS': '1', 'CUDA_VISIBLE_DEVICES': '', 'ACCELERATE_USE_CPU': '1', 'PYTHONWARNINGS': 'ignore'}
@@ -35,12 +36,17 @@ distrib_barrier(); teardown_distrib()
 '''
 
 
-def started(folder, body, how=torchrun, **kwargs):
-    "Two processes that run `body`"
+def job(folder, body):
+    "A script that runs `body`"
     pytest.importorskip('accelerate')
-    script = folder/'job.py'
-    script.write_text(header + textwrap.dedent(body) + footer)
-    return subprocess.Popen([sys.executable, *how, str(script), str(folder)], text=True, env=env, cwd=folder, **kwargs)
+    script, text = folder/'job.py', header + textwrap.dedent(body) + footer
+    if not script.exists() or script.read_text() != text: script.write_text(text)
+    return script
+
+
+def started(folder, body, how=torchrun, **kwargs):
+    "Two processes that run `body`, by a launcher"
+    return subprocess.Popen([sys.executable, *how, str(job(folder, body)), str(folder)], text=True, env=env, cwd=folder, **kwargs)
 
 
 def ended(job, timeout=240):
@@ -53,14 +59,33 @@ def ended(job, timeout=240):
     return job.returncode, out, err
 
 
-def launch(folder, body, how=torchrun, timeout=240): return ended(started(folder, body, how, stdout=subprocess.PIPE, stderr=subprocess.PIPE), timeout)
+def launch(folder, body, how=torchrun):
+    "Two processes that run `body`, by a launcher"
+    args = [sys.executable, *how, str(job(folder, body)), str(folder)]
+    return ended(subprocess.Popen(args, text=True, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
+
+
+def forked(folder, body):
+    "The two processes that run `body`, without a launcher and its imports"
+    return fresh.two(job(folder, body), folder, env=env, cwd=folder)
+
+
+def on_two_machines(folder, body):
+    "Two `torchrun`s with a process each, which find each other by c10d as those of two machines do; exit code, output and error of each"
+    with socket.socket() as o:
+        o.bind(('127.0.0.1', 0))
+        port = o.getsockname()[1]
+    def how(rank): return ['-m', 'torch.distributed.run', '--nnodes', '2', '--node_rank', str(rank), '--nproc_per_node', '1', '--rdzv_backend', 'c10d',
+                           '--rdzv_id', 'focusnet', '--rdzv_endpoint', f'127.0.0.1:{port}', '--local_addr', '127.0.0.1']
+    jobs = [started(folder, body, how(o), stdout=subprocess.PIPE, stderr=subprocess.PIPE) for o in (0, 1)]
+    return [ended(o) for o in jobs]
 
 
 def in_two_processes(folder, body):
-    "What `body` printed in lines that begin with OK"
-    code, out, err = launch(folder, body)
-    assert code == 0, err[-3000:]
-    return [o[3:] for o in out.splitlines() if o.startswith('OK ')]
+    "What both printed in lines that begin with OK"
+    both = [o.wait() for o in forked(folder, body)]
+    assert [o.returncode for o in both] == [0, 0], [o.stderr[-3000:] for o in both]
+    return [o[3:] for p in both for o in p.stdout.splitlines() if o.startswith('OK ')]
 
 
 def command(folder, name, *args):

@@ -1,0 +1,162 @@
+"Verdicts on planted causes, each piece of evidence against an independent count, and what is refused."
+import json, math
+import numpy as np, pandas as pd, pytest, torch
+from fastai.vision.all import Learner, nn
+from sklearn.metrics import roc_auc_score
+
+from helpers.learners import make_learner, quiet, same, small, state
+from helpers.planted import spoilt_digits
+from focusnet_fastai.app.doctor import diagnose_arrays
+from focusnet_fastai.compare import Comparison
+from focusnet_fastai.data.memory import CropBatch
+from focusnet_fastai.diagnose import (Answers, Case, Diagnosis, about, confusion_counts, images_needed, network_answers, share_interval, told_apart,
+                                      two_clusters, worst_pairs)
+from focusnet_fastai.margins import LabelEvidence, MarginRecorder
+
+made = {}
+def diagnosis(cause):
+    "Made once"
+    if cause not in made:
+        arrays, known = spoilt_digits(cause)
+        made[cause] = diagnose_arrays({k: np.asarray(v) for k, v in arrays.items()}), known
+    return made[cause]
+
+
+def row(d, *names): return d.df[d.df.true.isin(names) & d.df.predicted.isin(names)].iloc[0]
+
+
+@pytest.mark.parametrize('cause,names,which', [('relabel', ('d3', 'd8'), ''), ('merge', ('d7', 'd10'), '')])
+def test_planted_pair(cause, names, which):
+    d, _ = diagnosis(cause)
+    assert (row(d, *names).verdict, row(d, *names).which) == (cause, which)
+    others = d.df[~(d.df.true.isin(names) & d.df.predicted.isin(names))]
+    assert set(others.verdict) <= {'train', 'not clear'}
+
+
+@pytest.mark.parametrize('cause,which', [('collect', 'd9'), ('split', 'd1')])
+def test_planted_class(cause, which):
+    d, _ = diagnosis(cause)
+    found = d.df[d.df.verdict == cause]
+    assert len(found) and set(found.which) == {which} and (found.p < .01).all()
+    assert set(d.df[d.df.verdict != cause].verdict) <= {'train', 'not clear'}
+
+
+def test_nothing_planted_nothing_found():
+    d, _ = diagnosis('nothing')
+    assert len(d.df) and set(d.df.verdict) <= {'train', 'not clear'}
+
+
+def test_wrong_labels_come_first():
+    d, known = diagnosis('relabel')
+    s, n = d.suspicious, len(known.wrong)
+    assert list(s.columns) == ['index', 'file', 'label', 'suggested', 'score'] and s.score.is_monotonic_decreasing
+    assert len(set(s['index'][:n]) & set(known.wrong)) > .7*n
+    hits = s[s['index'].isin(known.wrong)]
+    assert (hits.suggested == [f'd{known.true[i]}' for i in hits['index']]).mean() > .9
+    assert (s.label == [f'd{d.train.y[i]}' for i in s['index']]).all()
+
+
+def test_evidence_stands_in_the_sentence():
+    for cause, words in (('relabel', 'speak against their label'), ('merge', 'than by a coin'), ('collect', 'd9 has 10 training images'),
+                         ('split', 'd1 is two clusters')):
+        d, _ = diagnosis(cause)
+        assert words in d.df[d.df.verdict == cause].why.iloc[0] and words in repr(d) and words in d._repr_html_()
+
+
+def test_counts_and_pairs_by_hand():
+    g = torch.Generator().manual_seed(0)
+    z, y = torch.randn(200, 4, generator=g), torch.randint(4, (200,), generator=g)
+    counts, pred = confusion_counts(z, y), z.argmax(1)
+    for a in range(4):
+        for b in range(4): assert counts[a, b] == sum(1 for t, p in zip(y.tolist(), pred.tolist()) if (t, p) == (a, b))
+    pairs = worst_pairs(counts, 10)
+    both = [int(counts[a, b]+counts[b, a]) for a, b in pairs]
+    assert len(pairs) == 6 and both == sorted(both, reverse=True) and all(counts[a, b] >= counts[b, a] for a, b in pairs)
+    df = Diagnosis(z, y, n=3).df
+    want = Comparison(z, z, y).confused_pairs_of(pred)
+    for o in df.itertuples(): assert o.count == want[o.true, o.predicted] and o.back == want.get((o.predicted, o.true), 0)
+
+
+def test_separation_and_intervals():
+    rng = np.random.default_rng(0)
+    s, t = rng.normal(.7, 1, 60), rng.normal(0, 1, 40)
+    apart = told_apart(s, t)
+    assert apart.auc == pytest.approx(roc_auc_score(np.r_[np.ones(60), np.zeros(40)], np.r_[s, t]))
+    draws = [told_apart(rng.choice(s, 60), rng.choice(t, 40)).auc for _ in range(400)]
+    assert np.std(draws)*1.96 == pytest.approx(apart.high-apart.auc, rel=.25) # as a bootstrap has it
+    assert told_apart([], [1]).low == 0 and share_interval(0, 0) == (0, 1)
+    assert share_interval(5, 50) == pytest.approx((.0435, .2136), abs=1e-3) # Wilson 1927
+
+
+def test_needed_images_of_a_known_law():
+    df = pd.DataFrame([(r, n, (3+r)*n**-.5) for r in range(3) for n in (25, 50, 100)], columns=['repeat', 'n', 'error'])
+    middle, low, high = images_needed(df, .2)
+    assert [low, middle, high] == pytest.approx([(c/.2)**2-100 for c in (3, 4, 5)])
+    assert images_needed(df, 10.) == (0, 0, 0) # it is there already
+    assert images_needed(df.assign(error=.3), .2) is None and about(math.inf) == 'more than can be told'
+
+
+def test_a_gap_or_none():
+    rng = np.random.default_rng(0)
+    one = rng.normal(size=(300, 20))
+    gap = np.concatenate([one[:200], one[200:]+np.r_[8, np.zeros(19)]])
+    assert two_clusters(torch.tensor(one)).explained < .75 < .85 < two_clusters(torch.tensor(gap)).explained
+    k = two_clusters(torch.tensor(gap))
+    assert k.share == pytest.approx(1/3, abs=.02) and len(set(k.nearest(torch.tensor(gap[:200])))) == 1
+
+
+def test_learner_is_asked_without_augmentation_and_left_alone():
+    dls = small(n_train=96, bs=16)
+    dls.train.after_batch.add(CropBatch(pad=8))
+    learn = make_learner(dls)
+    before = state(learn.model)
+    with quiet(learn):
+        rec = MarginRecorder()
+        learn.fit(2, 1e-3, cbs=rec)
+        before = state(learn.model)
+        d = learn.diagnose(memory=rec)
+        z = learn.get_preds(dl=dls.test_dl(dls.train_ds.x), act=lambda o: o)[0]
+    assert torch.allclose(d.train.z, z, atol=1e-4) and torch.equal(d.train.y, dls.train_ds.y) and same(before, state(learn.model))
+    assert d.train.features.shape == (96, 84) and d.files is None and dls.train_ds.split_idx == 0
+    assert d.evidence.source == 'training' and torch.equal(d.evidence.margin, rec.margin)
+    learn.add_cb(rec)
+    assert torch.equal(learn.diagnose().evidence.margin, rec.margin) # found among the callbacks
+    head = learn.model[-1]
+    assert torch.allclose(head(d.features), d.z, atol=1e-4) # the features are what the last layer reads
+
+
+def test_baseline_beside_and_a_network_without_last_layer(dls, base):
+    learn = make_learner(dls, seed=1)
+    with quiet(learn): learn.fit(1, 1e-3)
+    d = learn.diagnose(base, n=3)
+    c = learn.compare(base)
+    for o in d.df.itertuples(): assert o.base == c.confused_pairs_of(c.base_pred).get((o.true, o.predicted), 0)
+    conv = Learner(dls, nn.Sequential(nn.Conv2d(1, 10, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten()))
+    answers = network_answers(conv, dls.valid)
+    assert answers.features is None and conv.diagnose(n=2).evidence is None
+
+
+def test_json(tmp_path):
+    d, _ = diagnosis('merge')
+    o = json.loads(d.to_json(tmp_path/'d.json'))
+    assert o == json.loads((tmp_path/'d.json').read_text()) and 'NaN' not in d.to_json()
+    assert [p['verdict'] for p in o['pairs']] == d.df.verdict.tolist() and len(o['suspicious']) == len(d.suspicious) and o['classes'] == d.vocab
+
+
+def test_nothing_confused_and_little_known():
+    z, y = torch.eye(3)*5, torch.arange(3)
+    d = Diagnosis(z, y, ['a', 'b', 'c'])
+    assert not len(d.df) and not len(d.suspicious) and 'nothing to diagnose' in repr(d)
+    assert list(d.df.columns[:5]) == ['true', 'predicted', 'count', 'verdict', 'why'] and json.loads(d.to_json())['pairs'] == []
+    confused = Diagnosis(z.repeat(9, 1), torch.cat([y.repeat(8), torch.tensor([1, 1, 2])]), ['a', 'b', 'c'])
+    assert set(confused.df.verdict) == {'not clear'} and confused.df.why.str.contains('too few').all()
+
+
+def test_refusals():
+    z, y = torch.randn(6, 3), torch.arange(6)%3
+    for kwargs, words in ((dict(z=z[:, :1], y=y*0), 'only one class'), (dict(y=y[:4]), 'for each of the'), (dict(y=y+1), 'from 0 to 2'),
+                          (dict(z=z*math.nan), 'diverge'), (dict(y=None), 'need labels'), (dict(vocab=['a', 'b']), 'images, 2'),
+                          (dict(train=Answers(z, None, None)), 'only with their labels'), (dict(train=Answers(z[:, :2], y, None)), r'training images must have shape \(images, 3\)'),
+                          (dict(features=torch.zeros(5, 2)), '5 features of the validation'),
+                          (dict(train=Answers(None, y, None), files=['a']), '1 files of the training')):
+        with pytest.raises(ValueError, match=words): Diagnosis(**{**dict(z=z, y=y), **kwargs})
