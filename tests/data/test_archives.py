@@ -4,8 +4,9 @@ from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
 from fastai.vision.all import first, get_image_files
-from focusnet_fastai.data import archives as archive_files, photos, small
-from focusnet_fastai.data.archives import cached_images, check_archive, known_digests, unpacked
+from focusnet_fastai.data import archives as archive_files, image_files, photos, small
+from focusnet_fastai.data.image_files import cached_images
+from focusnet_fastai.data.archives import check_archive, known_digests, unpacked
 from focusnet_fastai.data.photos import imagewoof_dls
 from focusnet_fastai.data.small import cifar10_dls
 from helpers.archives import SETS, Quiet, makers, md5, pack, point
@@ -87,8 +88,8 @@ def test_a_file_that_is_no_image(tmp_path, what):
 def test_cache(tmp_path, monkeypatch):
     "Decoded once; made anew when a file changes, comes or goes, or the kept file is damaged; not written when told not to"
     path = mini_cifar10(tmp_path/'cifar10')
-    read, real = [], archive_files.read_pixels
-    monkeypatch.setattr(archive_files, 'read_pixels', lambda *a, **k: read.append(a) or real(*a, **k))
+    read, real = [], image_files.read_pixels
+    monkeypatch.setattr(image_files, 'read_pixels', lambda *a, **k: read.append(a) or real(*a, **k))
     def images(**kw): read.clear(); dls = cifar10_dls(path=path, **kw); return dls.train_ds.x, len(read)
     x, n = images(cache=False)
     assert n == 30 and not list(path.glob('*.npz'))

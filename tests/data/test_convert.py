@@ -44,6 +44,7 @@ def test_in_memory_gives_the_same_batches(pngs, kwargs):
     assert torch.equal(a[0], b[0]) and torch.equal(a[1], b[1])
 
 
+@pytest.mark.slow
 def test_in_memory_augments(pngs):
     "Crops and flips in training; the validation images are those of the plain loaders"
     plain = plain_dls(pngs, item_tfms=[CropPad(20), RandomCrop(16), FlipItem()], shuffle=False, drop_last=False)

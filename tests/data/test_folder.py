@@ -189,6 +189,7 @@ def test_a_folder_name_that_is_no_utf8(tmp_path):
     assert str(e.value).encode()
 
 
+@pytest.mark.slow
 def test_endings_do_not_depend_on_the_machine(tmp_path):
     "What Pillow can open is a photograph, also where the system has no table of endings (fastai's own list is made from that)"
     for k, (c, ending) in enumerate((('a', '.webp'), ('b', '.jfif'))): fill(tmp_path/c, 4, 100*k, ending)

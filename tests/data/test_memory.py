@@ -1,6 +1,5 @@
 "The loaders: in memory against fastai's item-wise ones, crops and flips of whole batches"
-import os, random, re, subprocess, sys
-from pathlib import Path
+import random, re
 import matplotlib.pyplot as plt, numpy as np, pytest, torch
 from PIL import Image
 from scipy.stats import chi2_contingency, chisquare
@@ -12,11 +11,11 @@ import fastai.vision.all as fv
 from fastai.distributed import DistributedDL
 from focusnet_fastai.data import archives, convert, digits, folder, memory, photos, small
 from focusnet_fastai.data.digits import digits_dls
-from focusnet_fastai.data.memory import CropBatch, FlipBatch, ImageTensors, InMemoryDL, InMemoryLoaders
+from focusnet_fastai.data.memory import CropBatch, FlipBatch, InMemoryDL, InMemoryLoaders
+from focusnet_fastai.data.image_tensors import ImageTensors
+from helpers import fresh
 from helpers.learners import same_batches
 from helpers.miniatures import quietly
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 def itemwise(ds, **kwargs):
@@ -299,7 +298,7 @@ learn = load_learner({str(file)!r})
 with learn.no_bar(): name,idx,probs = learn.predict(np.load({str(tmp_path/'x.npy')!r}))
 with learn.no_bar(): preds,_ = learn.get_preds(dl=learn.dls.test_dl(np.load({str(tmp_path/'x.npy')!r})[None]))
 print(name, len(learn.dls.valid_ds), ' '.join(f'{{p:.6f}}' for p in probs), len(preds))"""
-    out = subprocess.run([sys.executable, '-c', code], capture_output=True, text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    out = fresh.python(code)
     assert out.returncode == 0, out.stderr
     name, n, *probs, n_preds = out.stdout.split()
     assert (name, n, n_preds) == (want[0], '0', '1') and np.allclose([float(p) for p in probs], want[2], atol=1e-5)
@@ -343,6 +342,7 @@ def coordinates():
     return np.stack([r + 1, c + 1, 0*r + 9], -1).astype(np.uint8)
 
 
+@pytest.mark.slow
 def test_crops_and_flips_are_distributed_as_item_by_item():
     "All 9*9 places, flipped or not, equally often: against the uniform distribution and against fastai's item transforms"
     n, cells = 16200, 162

@@ -1,5 +1,5 @@
 "Photographs decoded once: the same pictures, whatever happens to the file, the photographs or the process."
-import multiprocessing as mp, os, pickle, random, shutil, signal, subprocess, sys, textwrap, time, zlib
+import os, pickle, random, shutil, signal, time
 from pathlib import Path
 import numpy as np, pytest, torch
 from PIL import Image
@@ -7,11 +7,9 @@ from fastai.vision.all import FlipItem, L, Learner, RandomResizedCrop, Rotate, T
 
 from helpers.learners import quiet
 from focusnet_fastai.data.folder import folder_dls
-from focusnet_fastai.data.photo_cache import (KeptPhotosDL, PictureFile, cached_photos, described, descriptions, record, reduced, stored_side,
-                                              stored_size)
-from focusnet_fastai.lab.recipes import image_subset
-
-pytestmark = pytest.mark.slow  # as a whole; `make quick` leaves it out
+from focusnet_fastai.data.photo_cache import cached_photos, KeptPhotosDL
+from focusnet_fastai.data.picture_file import described, descriptions, PictureFile, record, reduced, stored_side, stored_size
+from focusnet_fastai.lab.training import image_subset
 
 
 def picture(i, size=(90, 60)):
@@ -38,6 +36,10 @@ def rows(dls): return [o for dl in dls.loaders for o in dl.pictures.rows.values(
 def filled(dls): return [dls.train.pictures.file.get(o) is not None for o in rows(dls)]
 
 
+def size_of(f):
+    with Image.open(f) as im: return im.size
+
+
 def hidden(photos):
     "Nothing can be read any more"
     return photos.rename(photos.with_name('hidden'))
@@ -58,10 +60,11 @@ def test_training_crops_are_those_of_fastai(photos, tmp_path, size):
     plain = loaders(photos, size, min_scale=.2)
     kept = cached_photos(plain, tmp_path/'kept')
     crop, differences = kept.train.pictures.crop, []
-    for f in plain.train_ds.items:
-        if stored_size(*Image.open(f).size, kept.train.pictures.side) != Image.open(f).size: continue
+    for f, im in zip(plain.train_ds.items, plain.train_ds.tls[0]):
+        size = size_of(f)
+        if stored_size(*size, kept.train.pictures.side) != size: continue
         random.seed(1)
-        want = np.asarray(crop(Image.open(f).convert('RGB') and plain.train_ds.tls[0][plain.train_ds.items.index(f)], split_idx=0)).astype(int)
+        want = np.asarray(crop(im, split_idx=0)).astype(int)
         random.seed(1)
         got = kept.train.pictures.window(kept.train.pictures.picture(f)).permute(1, 2, 0).numpy()
         differences.append(np.abs(want-got).max())
@@ -134,7 +137,7 @@ def test_keyed_by_content(photos, tmp_path):
     assert len(set(other.train.pictures.rows.values()) - known) <= 2  # those that were for validation before
     f = tmp_path/'copy/b/1.png'
     before = other.train.pictures.picture(f).copy() if f in other.train.pictures.rows else None
-    picture(8, Image.open(f).size).save(f)
+    picture(8, size_of(f)).save(f)
     again = cached_photos(loaders(tmp_path/'copy', valid_pct=.01), tmp_path/'kept')
     assert np.array_equal(again.train.pictures.picture(f), np.asarray(reduced(f, again.train.pictures.side)))
     assert before is None or not np.array_equal(before, again.train.pictures.picture(f))
@@ -149,24 +152,12 @@ def test_keyed_by_size(photos, tmp_path):
     assert not set(wider.train.pictures.rows.values()) & set(rows(small))
 
 
-@pytest.mark.parametrize('start', ['fork', 'spawn', 'forkserver'])
-def test_workers_share_the_file(photos, tmp_path, start):
-    code = f"""
-        import multiprocessing as mp, torch, warnings
-        warnings.filterwarnings('ignore')
-        from fastai.vision.all import *
-        from focusnet_fastai.data.folder import folder_dls
-        from focusnet_fastai.data.photo_cache import cached_photos
-        if __name__ == '__main__':
-            mp.set_start_method({start!r})
-            dls = cached_photos(folder_dls({str(photos)!r}, size=32, bs=2, num_workers=1, device='cpu'), {str(tmp_path/'kept')!r})
-            n = sum(len(b[0]) for b in dls.train)
-            file = dls.train.pictures.file
-            print(n, all(file.get(o) is not None for o in dls.train.pictures.rows.values()))"""
-    script = tmp_path/'run.py'
-    script.write_text(textwrap.dedent(code))
-    out = subprocess.run([sys.executable, str(script)], capture_output=True, text=True, timeout=300)
-    assert out.stdout.split() == ['10', 'True'], out.stderr[-2000:]
+def test_workers_share_the_file(photos, tmp_path):
+    "What a worker process keeps is there for all; other start methods are in tests/data/test_start_methods.py"
+    dls = cached_photos(folder_dls(photos, size=32, bs=2, num_workers=1, device='cpu'), tmp_path/'kept')
+    n = sum(len(b[0]) for b in dls.train)
+    file = dls.train.pictures.file
+    assert n == 10 and all(file.get(o) is not None for o in dls.train.pictures.rows.values())
 
 
 def test_killed_while_filling(photos, tmp_path):
@@ -305,5 +296,5 @@ def test_descriptions_are_kept(photos, tmp_path, monkeypatch):
     files = L(photos.rglob('*.png')).sorted()
     a = descriptions(files, tmp_path/'memo.json')
     def never(f): raise AssertionError(f)
-    monkeypatch.setattr('focusnet_fastai.data.photo_cache.described', never)
+    monkeypatch.setattr('focusnet_fastai.data.picture_file.described', never)
     assert {f: list(o) for f, o in a.items()} == descriptions(files, tmp_path/'memo.json')

@@ -1,15 +1,16 @@
 "Imagewoof, CUB-200, Stanford Dogs, ImageNet: miniatures in the true layout, crops, and the installed ones for real"
-import functools, os, pickletools, random, re, shutil, subprocess, sys, zipfile
+import functools, os, pickletools, random, re, shutil, zipfile
 from pathlib import Path
 import matplotlib.pyplot as plt, numpy as np, pytest, torch
 from PIL import Image
 from torch import nn
 from fastai.vision.all import (CrossEntropyLossFlat, Learner, Normalize, PILImage, Pipeline, RandomResizedCrop, TensorCategory, TensorImage, URLs, fastai_path, first,
                                get_image_files, imagenet_stats, load_learner, tensor, untar_data)
-from focusnet_fastai.data.archives import class_files
+from focusnet_fastai.data.image_files import class_files
 from focusnet_fastai.data.memory import InMemoryLoaders
 from focusnet_fastai.data.photos import (cub200_dls, imagenet_dls, imagenet_dogs_dls, imagewoof_breeds, imagewoof_dls, photo_tfms,
                                          stanford_dogs_dls)
+from helpers import fresh
 from helpers.miniatures import FOLDERS, mini_cub, mini_dogs, miniature, quietly, save
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*Table 1 of the paper')
@@ -193,7 +194,7 @@ import pathlib
 print(len(imagewoof_dls(num_workers=0, strict=False).valid_ds), flush=True)
 pathlib.Path({str(home)!r}).rename({str(tmp_path/'elsewhere')!r})
 imagewoof_dls(num_workers=0)"""
-    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, env=offline(tmp_path))
+    out = fresh.python(code, env=offline(tmp_path))
     assert out.stdout.split()[0] == '10' and out.returncode == 1, out.stderr
     last = out.stderr.strip().splitlines()[-1]
     assert 'Could not fetch https://' in last and f"save the archive as {tmp_path/'archive'/'imagewoof2-160.tgz'}" in last, last
@@ -218,13 +219,7 @@ def test_imagewoof_real():
 # -- a learner that travels -------------------------------------------------------------------------------------------
 
 ELSEWHERE = """
-import sys, warnings
-warnings.filterwarnings('ignore')
-sys.modules['focusnet_fastai'] = None
-class Nowhere:
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] == 'focusnet_fastai': raise ModuleNotFoundError(f"No module named {name!r}", name=name)
-sys.meta_path.insert(0, Nowhere())
+import sys
 import numpy as np
 from PIL import Image
 from fastai.vision.all import load_learner
@@ -258,8 +253,7 @@ def test_an_exported_learner_travels(woof, tmp_path):
     assert not [o for o in names if 'Path' in o and 'PathLike' not in o or 'focusnet' in o], names
     want = quietly(learn, learn.predict, photo)[2].tolist()
     assert np.abs(np.array(want) - quietly(learn, learn.predict, PILImage.create(Image.open(photo).transpose(Image.Transpose.ROTATE_180)))[2].numpy()).max() > 1e-4
-    env = {k: v for k, v in os.environ.items() if k != 'PYTHONPATH'}
-    out = subprocess.run([sys.executable, '-c', ELSEWHERE, photo, tmp_path/'photos.pkl', tmp_path/'memory.pkl'], capture_output=True, text=True, env=env, cwd=tmp_path)
+    out = fresh.python(ELSEWHERE, photo, tmp_path/'photos.pkl', tmp_path/'memory.pkl', cwd=tmp_path, without='focusnet_fastai')
     *answers, last = out.stdout.splitlines()
     assert len(answers) == 5, out.stdout + out.stderr[-3000:]
     for i in (0, 1, 2, 4): assert np.allclose([float(o) for o in answers[i].split()], want, atol=1e-6)

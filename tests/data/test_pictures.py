@@ -4,6 +4,7 @@ import numpy as np, pytest, torch
 from PIL import Image, ImageCms
 from fastai.vision.all import PILImage, PILImageBW
 from focusnet_fastai.data.pictures import OpenPicture, door_text, open_picture, picture_endings, picture_error, picture_files
+from helpers import fresh
 
 TURNS = {1: None, 2: 'FLIP_LEFT_RIGHT', 3: 'ROTATE_180', 4: 'FLIP_TOP_BOTTOM', 5: 'TRANSPOSE', 6: 'ROTATE_90', 7: 'TRANSVERSE', 8: 'ROTATE_270'}
 
@@ -135,10 +136,28 @@ def test_reasons(tmp_path):
     for name in ('a.heic', 'renamed.jpg'): (tmp_path/name).write_bytes(heic)
     (tmp_path/'b.CR2').write_bytes(b'II*\0' + bytes(99))
     (tmp_path/'c.jpg').write_text('text')
-    if '.heic' not in picture_endings():
-        for name in ('a.heic', 'renamed.jpg'): assert 'pip install pillow-heif, or convert it to JPEG' in picture_error(tmp_path/name)
+    code = "from focusnet_fastai.data.pictures import picture_error\nfor o in ('a.heic', 'renamed.jpg'): print(picture_error(o))"
+    said = fresh.python(code, cwd=tmp_path, without='pillow_heif').stdout.splitlines()
+    assert len(said) == 2 and all('pip install pillow-heif, or convert it to JPEG' in o for o in said), said
     assert 'raw files: convert it to JPEG' in picture_error(tmp_path/'b.CR2') and picture_error(tmp_path/'c.jpg') == 'no image'
     assert picture_error(tmp_path/'gone.jpg') == 'No such file or directory'
+
+
+def test_heic(tmp_path, opener):
+    "With pillow-heif: upright whatever the camera says, also under another name, and damage is named"
+    pytest.importorskip('pillow_heif')
+    im = corners()
+    for orientation, turned in ((1, im), (6, im.transpose(Image.Transpose.ROTATE_90)), (8, im.transpose(Image.Transpose.ROTATE_270))):
+        ex = Image.Exif()
+        ex[0x0112] = orientation
+        for name in ('a.heic', 'renamed.jpg'):
+            turned.save(tmp_path/name, format='HEIF', exif=ex.tobytes(), quality=100)
+            got = np.asarray(opener(tmp_path/name)).astype(int)
+            assert got.shape == np.asarray(im).shape and np.abs(got-np.asarray(im)).mean() < 6 and picture_error(tmp_path/name) == ''
+    assert '.heic' in picture_endings()
+    (tmp_path/'cut.heic').write_bytes((tmp_path/'a.heic').read_bytes()[:-200])
+    with pytest.raises(ValueError, match='cut.heic cannot be read as an image: .'): opener(tmp_path/'cut.heic')
+    assert picture_error(tmp_path/'cut.heic')
 
 
 def test_an_open_file_is_closed(tmp_path):

@@ -92,6 +92,7 @@ def test_layout_of_tiny_imagenet(tmp_path):
 
 
 @installed('mnist_png')
+@pytest.mark.slow
 def test_mnist_real():
     dls = mnist_dls()
     assert (len(dls.train_ds), len(dls.valid_ds)) == (60000, 10000) and dls.train_ds.x.shape[1:] == (1, 32, 32)
@@ -105,6 +106,7 @@ def test_mnist_real():
 
 
 @installed('cifar10')
+@pytest.mark.slow
 def test_cifar10_real():
     dls = cifar10_dls()
     assert (len(dls.train_ds), len(dls.valid_ds)) == (50000, 10000) and dls.train_ds.x.shape[1:] == (3, 32, 32) and dls.train_ds.x.dtype == torch.uint8

@@ -1,14 +1,9 @@
-"Worker processes get the loaders however they are started: fork (Linux), forkserver (Linux from Python 3.14 on), spawn (Windows, macOS)"
-import multiprocessing, os, pickle, subprocess, sys
+"Worker processes get loaders of every kind however they are started: fork (Linux), forkserver (Linux from Python 3.14 on), spawn (Windows, macOS)"
+import multiprocessing, pickle
 from multiprocessing.reduction import ForkingPickler
-from pathlib import Path
 import pytest, torch
-from helpers import start_methods
+from helpers import fresh, start_methods
 from helpers.miniatures import save
-
-pytestmark = pytest.mark.slow  # as a whole; `make quick` leaves it out
-
-ROOT = Path(__file__).resolve().parents[2]
 
 
 @pytest.fixture()
@@ -28,6 +23,5 @@ def test_what_workers_get(folder):
 @pytest.mark.slow
 def test_real_workers(folder):
     methods = [o for o in ('fork', 'forkserver', 'spawn') if o in multiprocessing.get_all_start_methods()]
-    env = {**os.environ, 'PYTHONPATH': os.pathsep.join([str(ROOT), str(ROOT/'tests')]), 'OMP_NUM_THREADS': '1'}
-    out = subprocess.run([sys.executable, ROOT/'tests'/'helpers'/'start_methods.py', folder, *methods], capture_output=True, text=True, env=env)
+    out = fresh.Fresh([start_methods.__file__, folder, *methods], script=start_methods.__file__).wait()
     assert out.stdout.split('\n') == ['done', ''], out.stdout + out.stderr[-3000:]
