@@ -9,17 +9,23 @@ from nbformat.v4 import new_code_cell, new_notebook
 root = Path(__file__).resolve().parents[2]
 cells = dict(imports='from fastai.vision.all import *\nfrom focusnet_fastai.all import *',
              train='base,learn = digit_learners(n_train=120, n_epoch=4)',
-             explore='ex = explore(learn, base)\nex',
+             explore="ex = explore(learn, base, labels='marks.csv')\nex",
              marked="print(ex.marked.to_json(orient='records'))")
 # Complaints of JupyterLab's own page that have nothing to do with a notebook; every other error fails the test
 noise = ()
 
 
 @pytest.fixture(scope='module')
-def lab(tmp_path_factory):
+def lab_folder(tmp_path_factory):
+    "Where the notebook lies"
+    return tmp_path_factory.mktemp('lab')/'work'
+
+
+@pytest.fixture(scope='module')
+def lab(lab_folder):
     "A JupyterLab server on an empty folder with one notebook and no settings of this machine; its address"
-    tmp = tmp_path_factory.mktemp('lab')
-    work, own = tmp/'work', {f'JUPYTER_{o}_DIR': str(tmp/o) for o in ('CONFIG', 'DATA', 'RUNTIME')}
+    tmp = lab_folder.parent
+    work, own = lab_folder, {f'JUPYTER_{o}_DIR': str(tmp/o) for o in ('CONFIG', 'DATA', 'RUNTIME')}
     own |= {f'JUPYTERLAB_{o}_DIR': str(tmp/o) for o in ('SETTINGS', 'WORKSPACES')}
     quiet = tmp/'SETTINGS/@jupyterlab/apputils-extension/notification.jupyterlab-settings'
     for d in (work, quiet.parent): d.mkdir(parents=True)
@@ -58,7 +64,7 @@ def address(tmp, server, seconds=60):
 
 
 digest = '''async () => {
-  const img = document.querySelector('img.widget-image');
+  const img = document.querySelector('.focus-explorer img');
   if (!img || !img.complete || !img.naturalWidth) return null;
   try {
     const bytes = await (await fetch(img.src)).arrayBuffer(), hash = await crypto.subtle.digest('SHA-256', bytes);
@@ -83,6 +89,12 @@ def shot(page, name):
     if folder: page.screenshot(path=f'{folder}/{name}.png')
 
 
+@pytest.fixture(autouse=True)
+def no_marks(lab_folder):
+    "Each test begins without marks"
+    (lab_folder/'marks.csv').unlink(missing_ok=True)
+
+
 def run_all(page, url):
     "Open the notebook and run it, when its kernel is ready"
     page.goto(f'{url}lab/tree/explore.ipynb?token=explore&reset')
@@ -91,63 +103,81 @@ def run_all(page, url):
     page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
 
 
-def test_explorer(lab, page):
-    "Run all, pick a pair, move the slider, turn the page, mark an image: each changes the picture, and nothing complains"
-    start = time.monotonic()
+def opened(page, lab):
+    "The panel, when its first picture is there and the notebook has run"
     run_all(page, lab)
     seen = [picture(page)]
     page.locator('#jp-main-statusbar', has_text='| Idle').wait_for()
     page.locator('.jp-Cell').last.get_by_text('[]').wait_for()  # the last cell has run: no image is marked yet
-    panel = page.locator('.jp-OutputArea-output:has(img.widget-image)')
-    pairs, summary = panel.locator('.widget-select select'), panel.locator('.widget-html').first
+    return page.locator('.focus-explorer'), seen
+
+
+def wrong(page): return [e for e in page.errors if not any(n in e for n in noise)]
+
+
+def test_explorer(lab, page):
+    "Run all, search a pair, change strength, image, fineness and mark: each changes the picture, and nothing complains"
+    panel, seen = opened(page, lab)
+    pairs, summary = panel.get_by_label('Confused pairs'), panel.locator('p')
     shot(page, '1-opened')
 
-    assert pairs.locator('option').count() > 3
-    pairs.locator('option').nth(2).click()
+    everything = pairs.locator('option').all_inner_texts()
+    name = everything[2].split(' → ')[1].split(' ')[0]
+    panel.get_by_label('Search').fill(name)
+    listed = pairs.locator('option').all_inner_texts()
+    assert 0 < len(listed) < len(everything) and listed == [o for o in everything if name in o.split(' (')[0]]
+    shot(page, '2-searched')
+    panel.get_by_label('Search').fill('')
+    assert len(pairs.locator('option').all()) == len(everything) > 3
+    pairs.select_option(index=2)
     seen.append(picture(page, seen[-1]))
-    assert panel.get_by_label('Pair').input_value() == '3'
-    shot(page, '2-pair')
+    assert panel.get_by_label('Pair', exact=True).input_value() == '3'
 
-    panel.locator('.noUi-handle').focus()
+    panel.get_by_label('Strength of the maps').focus()
     page.keyboard.press('PageDown')
     seen.append(picture(page, seen[-1]))
-    shot(page, '3-strength')
+    panel.get_by_label('Fineness of the maps').select_option('2')
+    seen.append(picture(page, seen[-1]))
 
     before = summary.inner_text()
     panel.get_by_role('button', name='Next').click()
     seen.append(picture(page, seen[-1]))
-    assert summary.inner_text() != before and panel.get_by_label('Image').input_value() == '2'
-    shot(page, '4-next')
+    assert summary.inner_text() != before and panel.get_by_label('Image', exact=True).input_value() == '2'
 
     panel.get_by_role('checkbox').check()
     seen.append(picture(page, seen[-1]))
-    shot(page, '5-marked')
+    assert '1 marked, kept in marks.csv' in panel.inner_text()
+    shot(page, '3-marked')
+    panel.get_by_label('Right label').select_option('drop')
+    page.wait_for_function("document.querySelector('.focus-explorer p').textContent.endsWith('it is drop')")
 
     page.locator('.jp-Cell').last.locator('.cm-content').click()
     page.keyboard.press('Control+Enter')
     row = page.locator('.jp-Cell').last.get_by_text('"true"').inner_text()
     (row,) = json.loads(row)
     assert f"Image {row['index']}, labelled {row['true']}:" in summary.inner_text() and f"Baseline says {row['baseline']} " in summary.inner_text()
-    assert len(set(seen)) == len(seen)
-    assert [e for e in page.errors if not any(n in e for n in noise)] == []
+    assert row['label'] == 'drop' and len(set(seen)) == len(seen) and wrong(page) == []
+
+    page.reload()  # the marks are there again after another run of the notebook
+    page.locator('#jp-main-statusbar', has_text='| Idle').wait_for()
+    page.get_by_role('menuitem', name='Run', exact=True).click()
+    page.get_by_role('menuitem', name='Run All Cells', exact=True).click()
+    page.locator('.focus-explorer', has_text='1 marked').wait_for()
 
 
 def test_keyboard_alone(lab, page):
-    "Tab reaches every control in order, and the keys work on them"
-    run_all(page, lab)
-    old = picture(page)
-    page.locator('.jp-Cell').last.get_by_text('[]').wait_for()
-    panel = page.locator('.jp-OutputArea-output:has(img.widget-image)')
-    keys = {'FocusNet': 'Enter', 'either': 'Enter', 'number': 'ArrowUp', 'Next': 'Enter', 'checkbox': 'Space', 'noUi-handle': 'PageDown'}
+    "Tab reaches every control in order, and the keys work on them, those in the list too"
+    panel, (old,) = opened(page, lab)
+    keys = {'FocusNet': 'Enter', 'either': 'Enter', 'Confused pairs': 'ArrowDown', 'number': 'ArrowUp', 'Next': 'Enter', 'range': 'PageDown'}
     focused = []
     panel.get_by_role('button', name='Baseline').focus()
-    for _ in range(9):
+    for _ in range(14):
         page.keyboard.press('Tab')
         focused.append(page.evaluate("""() => { const o = document.activeElement;
-          return o.tagName == 'BUTTON' ? o.textContent.trim() : o.type || o.className.split(' ')[0] }"""))
+          return o.tagName == 'BUTTON' ? o.textContent : o.ariaLabel || o.type }"""))
         if focused[-1] in keys:
             page.keyboard.press(keys[focused[-1]])
             old = picture(page, old)
-    assert focused == ['FocusNet', 'either', 'select-one', 'number', 'Previous', 'Next', 'number', 'checkbox', 'noUi-handle']
-    assert [panel.get_by_label(o).input_value() for o in ('Pair', 'Image')] == ['2', '3']
-    assert [e for e in page.errors if not any(n in e for n in noise)] == []
+    assert focused == ['FocusNet', 'either', 'search', 'Confused pairs', 'number', 'Previous', 'Next', 'number', 'checkbox', 'Right label', 'range',
+                       'warm classes', 'the wrong class', 'Fineness of the maps']
+    assert [panel.get_by_label(o, exact=True).input_value() for o in ('Pair', 'Image')] == ['3', '3'] and wrong(page) == []

@@ -1,11 +1,16 @@
 "Class maps: the identity with the logits, torchcam as oracle, and networks left as they were found"
 import copy, gc, weakref
+from types import SimpleNamespace
 import numpy as np, pytest, torch, torch.nn.functional as F
 from torch import nn
 from sklearn.datasets import load_digits
 from torchvision import models as tvm
-from focusnet_fastai.see.cam import class_maps, contrast_maps, enlarged, evidence, find_head, grad_maps, gradcam_maps, layout_of, normalize_maps, to_map
-from focusnet_fastai.see.cam import undisturbed, upsample
+from focusnet_fastai.see.cam import class_maps, find_head
+from focusnet_fastai.see.maps import contrast_maps, enlarged, evidence, normalize_maps
+from focusnet_fastai.see.gradcam import grad_maps, gradcam_maps
+from focusnet_fastai.see.asking import layout_of, to_map
+from focusnet_fastai.see.asking import undisturbed
+from focusnet_fastai.see.maps import upsample, weighted_sum
 
 def conv(ni, nf, stride=1, inplace=True):
     return nn.Sequential(nn.Conv2d(ni, nf, 3, stride, 1), nn.BatchNorm2d(nf), nn.ReLU(inplace=inplace))
@@ -510,6 +515,33 @@ def test_compiled_networks_are_asked_plainly(compile, call, digits):
     got = calls[call](net, digits[0])
     assert not made and impls==[o._compiled_call_impl for o in net.modules()]
     torch.testing.assert_close(got if isinstance(got, torch.Tensor) else got.logits, want if isinstance(want, torch.Tensor) else want.logits)
+
+def test_maps_do_not_make_a_compiled_network_compile_again(digits):
+    "Counted by the compiler itself: one graph before, and the same one after maps in training and evaluation mode"
+    import torch._dynamo
+    from torch._dynamo.utils import counters
+    torch._dynamo.reset()
+    counters.clear()
+    net = torch.compile(randomise(gap_net()).eval(), backend='eager')
+    xb = digits[0]
+    def graphs(): return counters['stats']['unique_graphs']
+    with torch.no_grad(): net(xb)
+    before = graphs()
+    assert before >= 1
+    for f in calls.values(): f(net, xb)
+    with torch.no_grad(): net(xb)
+    assert graphs() == before
+
+@pytest.mark.parametrize('call,shape', [('upsample', (64,1000,224,224)), ('weighted_sum', (64,20_000,30,30))])
+def test_maps_that_have_no_room_are_refused(call, shape, monkeypatch):
+    "Before anything is made: `expand` takes no room"
+    b,n,h,w = shape
+    monkeypatch.setattr('psutil.virtual_memory', lambda: SimpleNamespace(available=10**9))
+    words = f'Maps of {n:,} classes for 64 images, {h}x{w} pixels each, would take .* GB of memory, but only 1.0 GB are free: ask for fewer images'
+    with pytest.raises(MemoryError, match=words):
+        if call=='upsample': upsample(torch.zeros(1).expand(b,n,7,7), (h,w))
+        else: weighted_sum(torch.zeros(1).expand(b,8,h,w), torch.zeros(1).expand(n,8))
+    assert upsample(torch.zeros(2,3,4,4), (8,8)).shape==(2,3,8,8)
 
 def test_training_goes_on(digits):
     "Maps between forward and backward leave the gradients as they would have been"

@@ -2,19 +2,9 @@
 import numpy as np, pandas as pd, pytest, torch
 from matplotlib.figure import Figure
 from focusnet_fastai.loss import focus_terms
-from focusnet_fastai.see.curves import plot_baseline_quality, plot_difficulty
+from focusnet_fastai.compare import cross_fitted, expected_calibration_error
+from focusnet_fastai.see.curves import plot_baseline_quality, plot_difficulty, plot_reliability
 from focusnet_fastai.see.examples import digit_quality
-from helpers.figures import digit_pair, valid_logits
-
-
-@pytest.fixture(scope='module')
-def pair(): return digit_pair()
-@pytest.fixture(scope='module')
-def base(pair): return pair[0]
-@pytest.fixture(scope='module')
-def learn(pair): return pair[1]
-@pytest.fixture(scope='module')
-def valid(pair): return valid_logits(*pair)
 
 
 def test_figure_3_is_the_loss():
@@ -134,3 +124,25 @@ def test_progress_of_figure_4():
     lines = []
     digit_quality(epochs=(1,), seeds=2, n_train=60, n_epoch=2, log=lines.append)
     assert [o.split(' ')[0] for o in lines]==[f'{i}/6' for i in range(1, 7)] and 'baseline of 1 epoch' in lines[1]
+
+
+def test_reliability_is_that_of_the_table(base, learn, valid):
+    "Points are means of bins, counted by a loop; legends have the calibration errors, before and after the cross-fitted temperature; counts are all images"
+    zb, z, y = valid
+    fig = learn.show_reliability(base)
+    assert len(fig.axes)==4
+    for (name, logits), ax, counts in zip((('Baseline', zb), ('FocusNet', z)), fig.axes[:2], fig.axes[2:]):
+        after = cross_fitted(logits, y)
+        raw, tempered = ax.lines[1:]
+        p, k = logits.softmax(1).max(1)
+        want = {}
+        for c, right in zip(p.tolist(), (k==y).tolist()): want.setdefault(min(int(c*15), 14), []).append((c, right))
+        np.testing.assert_allclose(np.array([raw.get_xdata(), raw.get_ydata()]).T, [np.mean(want[b], 0) for b in sorted(want)], atol=1e-5)
+        texts = [o.get_text() for o in ax.get_legend().get_texts()]
+        assert texts==[f"as it is: ECE {expected_calibration_error(logits.softmax(1), y):.3f}", f"T = {after['temperature']:.2f}: ECE {after['ece']:.3f}"]
+        assert ax.get_title()==name and [int(o.get_data().values.sum()) for o in counts.patches]==[len(y)]*2
+        np.testing.assert_array_equal(counts.patches[0].get_data().values, [len(want.get(b, [])) for b in range(15)])
+        assert tempered.get_color()!=raw.get_color()
+    assert len(learn.show_reliability().axes)==2
+    right = plot_reliability({'': 9*torch.eye(10)[y]}, y)
+    assert len(right.axes[0].get_legend().get_texts())==1  # all right: no temperature is the best

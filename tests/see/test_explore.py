@@ -1,7 +1,8 @@
-"The explorer of confused pairs: its core without widgets, and the widgets without a browser"
-import io, subprocess, sys
+"The explorer of confused pairs: its core without a panel, and the panel without a browser"
+import io
 from copy import deepcopy
 import numpy as np, pandas as pd, pytest, torch
+from matplotlib.text import Text
 from PIL import Image
 from torch import nn, tensor
 from fastai.vision.all import (ImageDataLoaders, Learner, Normalize, PILImage, get_image_files, imagenet_stats,
@@ -9,9 +10,11 @@ from fastai.vision.all import (ImageDataLoaders, Learner, Normalize, PILImage, g
 from focusnet_fastai.see.cam import class_maps
 from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.see.examples import digit_learners
-from focusnet_fastai.see.explore import ConfusionExplorer, explore
+from focusnet_fastai.see.explore import confused_pairs, ConfusionExplorer, explore
+from focusnet_fastai.data.folder import read_labels, write_labels
 from focusnet_fastai.loss import multi_warm_label
 from focusnet_fastai.models import lenet5
+from helpers import fresh
 
 pytestmark = pytest.mark.slow  # as a whole; `make quick` leaves it out
 
@@ -26,7 +29,7 @@ def ex(nets): return ConfusionExplorer(nets[1], nets[0])
 
 @pytest.fixture
 def panel(nets):
-    pytest.importorskip('ipywidgets', reason="ipywidgets is not installed: pip install 'focusnet_fastai[explore]'")
+    pytest.importorskip('anywidget', reason="anywidget is not installed: pip install 'focusnet_fastai[explore]'")
     return explore(nets[1], nets[0])
 
 
@@ -73,7 +76,7 @@ def test_a_walk(ex):
 
 def test_marks(ex):
     "Marks survive another pair, are taken away again, and name label and answers"
-    assert list(ex.marked.columns) == ['index', 'true', 'baseline', 'focusnet'] and len(ex.marked) == 0
+    assert list(ex.marked.columns) == ['index', 'true', 'baseline', 'focusnet', 'label'] and len(ex.marked) == 0
     a = ex.pick(2).mark().index
     b = ex.pick(0).mark().index
     df, c = ex.marked, ex.comparison
@@ -213,75 +216,106 @@ def test_paths_from_a_table(photos, tmp_path):
     assert ex.marked.path[0].is_file() and ex.marked.path[0].parent.name == ex.marked.true[0]
 
 
+def asked(panel, what, value):
+    "What a click sends; what the browser then shows"
+    panel.widget.ask = dict(what=what, value=value, n=panel.widget.ask.get('n', 0) + 1)
+    return panel.widget.view
+
+
 def test_panel(panel):
     "Every control acts, changes the picture, and the others follow"
-    c, ex, seen = panel.controls, panel.explorer, [panel.controls.picture.value]
+    ex, seen = panel.explorer, [panel.widget.picture]
     def changed():
-        seen.append(c.picture.value)
+        seen.append(panel.widget.picture)
         assert seen[-1] not in seen[:-1] and seen[-1][:4] == b'\x89PNG'
-    c.pair.value = 1
+    v = asked(panel, 'pair', 2)
     changed()
-    assert (ex.pair, c.rank.value) == (1, 2) and c.images.value == f'of {len(ex.images)}'
-    c.rank.value = 3
+    assert (ex.pair, v['pair'], v['images']) == (2, 2, len(ex.images))
+    assert asked(panel, 'step', 1)['position'] == ex.position == 1
     changed()
-    assert ex.pair == c.pair.value == 2
-    c.next.click()
+    asked(panel, 'alpha', .3)
     changed()
-    assert ex.position == 1 and c.position.value == 2
-    c.alpha.value = .3
-    changed()
-    c.against.value = 'wrong'
+    asked(panel, 'against', 'wrong')
     changed()
     assert ex.current.others == [ex.wrong]
-    c.wrong.value = True
+    assert asked(panel, 'zoom', 2)['zoom'] == 2 and '64x64' in ex.current.method
     changed()
-    assert panel.marked['index'].tolist() == [ex.index] and '1 marked' in c.marks.value and 'Marked' in c.summary.value
-    c.previous.click()
+    assert not v['wrong'] and v['label'] == ex.vocab[ex.wrong]
+    v = asked(panel, 'mark', dict(wrong=True, label='drop'))
     changed()
-    assert not c.wrong.value and len(panel.marked) == 1
-    c.next.click()
-    assert c.wrong.value and c.picture.value == seen[-2]
-    c.wrong.value = False
-    assert len(panel.marked) == 0
-    c.position.value = len(ex.images)
-    c.next.click()
-    assert c.position.value == 1
-    c.by.value = 'focusnet'
-    assert ex.by == 'focusnet' and len(c.pair.options) == len(panel.pairs) and ex.pair == c.pair.value == 0
+    assert panel.marked['index'].tolist() == [ex.index] and (v['marks'], v['label']) == (1, 'drop') and 'Marked' in v['summary']
+    assert not asked(panel, 'step', -1)['wrong'] and asked(panel, 'step', 1)['wrong']
+    assert panel.widget.picture == seen[-1]
+    assert asked(panel, 'mark', dict(wrong=False, label='drop'))['marks'] == 0 and len(panel.marked) == 0
+    asked(panel, 'image', len(ex.images)-1)
+    assert asked(panel, 'step', 1)['position'] == 0
+    assert asked(panel, 'by', 'focusnet')['by'] == ex.by == 'focusnet'
+    assert len(panel.widget.pairs) == len(panel.pairs) and panel.widget.pairs[0] == panel.pairs.iloc[0][['true', 'predicted', 'baseline', 'focusnet']].tolist()
 
 
-def test_panel_with_few_pairs_listed(nets):
-    pytest.importorskip('ipywidgets')
-    panel = nets[1].explore(nets[0], max_pairs=2, by='either', names=('Teacher', 'Student'))
-    c = panel.controls
-    assert len(c.pair.options) == 2 and '2 are listed' in c.pairs.value and 'Student' in c.pair.options[0][0]
-    assert c.pair.rows == 2                                                          # all of them are seen
-    c.rank.value = len(panel.pairs)
-    assert c.pair.value is None and panel.explorer.pair == len(panel.pairs)-1
-    c.rank.value = 1
-    assert c.pair.value == 0
+def test_every_pair_is_listed(nets):
+    "Also the last of many"
+    panel = nets[1].explore(nets[0], by='either', names=('Teacher', 'Student'))
+    assert len(panel.widget.pairs) == len(confused_pairs(panel.comparison, 'either')) == panel.widget.view['pairs']
+    assert panel.widget.who[:2] == [['Teacher', 'baseline'], ['Student', 'focusnet']] and panel.widget.classes == panel.vocab
+    assert asked(panel, 'pair', len(panel.pairs)-1)['pair'] == len(panel.pairs)-1 and not panel.widget.view['error']
 
 
 def test_panel_says_what_went_wrong(photos):
     "A file that is gone is named in the panel, which goes on working"
-    pytest.importorskip('ipywidgets')
+    pytest.importorskip('anywidget')
     base, learn = photos
-    panel = explore(learn, base, by='either')
-    c, ex = panel.controls, panel.explorer
-    while len(ex.images) < 2: c.rank.value += 1
+    panel = explore(learn, base, by='either', labels=None)
+    ex = panel.explorer
+    while len(ex.images) < 2: asked(panel, 'pair', ex.pair+1)
     f = learn.dls.valid.items[ex.images[1]]
     f.rename(f.with_suffix('.away'))
-    try: c.next.click()
+    try: v = asked(panel, 'step', 1)
     finally: f.with_suffix('.away').rename(f)
-    assert 'No such file' in c.summary.value and f.name in c.summary.value and c.picture.value == b''
-    c.previous.click()
-    assert c.picture.value[:4] == b'\x89PNG' and 'Error' not in c.summary.value
+    assert 'No such file' in v['error'] and f.name in v['error'] and panel.widget.picture == b''
+    assert not asked(panel, 'step', -1)['error'] and panel.widget.picture[:4] == b'\x89PNG'
 
 
-def test_without_ipywidgets():
+def test_marks_are_kept(photos, tmp_path):
+    "As they are made, in a table that folder_dls reads; rows of other images stay; the next explorer has them"
+    base, learn = photos
+    kept = write_labels(tmp_path/'labels.csv', [('elsewhere/1.png', 'dingo')])
+    ex = ConfusionExplorer(learn, base, by='either', labels=kept).mark()
+    ex.step().mark(label='drop')
+    rows = read_labels(kept)
+    names = [f.relative_to(learn.dls.valid.items[0].parent.parent).as_posix() for f in learn.dls.valid.items]
+    assert rows[0] == ('elsewhere/1.png', 'dingo')
+    assert dict(rows[1:]) == {names[ex.images[0]]: ex.vocab[ex.wrong], names[ex.images[1]]: 'drop'}
+    again = ConfusionExplorer(learn, base, by='either', labels=kept)
+    pd.testing.assert_frame_equal(again.marked, ex.marked)
+    again.go(0).mark(False)
+    assert len(read_labels(kept)) == 2
+    with pytest.raises(ValueError, match="no class 'dinga': did you mean 'dingo'"): again.mark(label='dinga')
+    assert len(read_labels(kept)) == 2
+
+
+def test_images_without_files_are_named_by_their_place(nets, tmp_path):
+    ex = ConfusionExplorer(nets[1], nets[0], labels=tmp_path/'marks.csv').mark()
+    assert read_labels(tmp_path/'marks.csv') == [(f'image {ex.index}', ex.vocab[ex.wrong])]
+    assert ConfusionExplorer(nets[1], nets[0], labels=True).labels is None
+
+
+def test_names_are_no_mathematics(photos):
+    "A class called by what TeX would set is drawn as it is written"
+    base, learn = photos
+    names = ['$x^2$', 'a_b', 'ж_', r'\frac']
+    old = learn.dls.vocab
+    ex = ConfusionExplorer(learn, base, by='either')
+    ex.vocab = names
+    texts = ' '.join(t.get_text() for t in ex.figure().findobj(Text))
+    assert names[ex.true] in texts and not any(t.get_parse_math() for t in ex.figure().findobj(Text) if t.get_text())
+    assert old is learn.dls.vocab and pixels(ex.png()).std() > 0
+
+
+def test_without_anywidget():
     "Everything but the panel works, and the panel says what to install"
     code = '''
-import sys; sys.modules['ipywidgets'] = None
+import sys; sys.modules['anywidget'] = None
 from fastai.vision.all import *
 from focusnet_fastai.all import *
 base,learn = digit_learners(n_train=60, n_epoch=1)
@@ -289,6 +323,6 @@ print(len(ConfusionExplorer(learn, base).png()) > 1000)
 try: explore(learn, base)
 except ImportError as e: print(e)
 '''
-    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, timeout=300)
+    out = fresh.python(code)
     assert out.returncode == 0, out.stderr[-2000:]
-    assert out.stdout.split('\n')[:2] == ['True', "The explorer needs ipywidgets: pip install 'focusnet_fastai[explore]'"]
+    assert out.stdout.split('\n')[:2] == ['True', "The explorer needs anywidget: pip install 'focusnet_fastai[explore]'"]

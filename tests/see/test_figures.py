@@ -6,29 +6,25 @@ from matplotlib.figure import Figure
 from torch import nn
 from fastai.vision.all import Learner, set_seed
 from fastai.vision.learner import create_head
-from focusnet_fastai.see.cam import class_maps, gradcam_maps
+from focusnet_fastai.see.cam import class_maps
+from focusnet_fastai.see.gradcam import gradcam_maps
 from focusnet_fastai.data.memory import InMemoryLoaders
 from focusnet_fastai.data.digits import digits_dls
-from focusnet_fastai.see.parts import colours, overlay
-from focusnet_fastai.see.figures import contrast_overlay, feature_sizes, network_name, show_confusion, show_focus, shown, unshown
+from focusnet_fastai.see.page import colours
+from focusnet_fastai.see.parts import overlay
+from focusnet_fastai.see.contrast import contrast_overlay
+from focusnet_fastai.see.architecture import feature_sizes, network_name
+from focusnet_fastai.see.confusion import show_confusion
+from focusnet_fastai.see.focus import show_focus
+from focusnet_fastai.see.page import shown, unshown
 from focusnet_fastai.see.curves import plot_baseline_quality, plot_difficulty
 from focusnet_fastai.loss import multi_warm_label
 from focusnet_fastai.models import lenet5, small_cnn
 from focusnet_fastai.see.items import fixed_images, pick_scenes, read_scenes
-from helpers.figures import (all_text, bar_axes, bars, border, digit_pair, image_axes, Many, named_dls, named_learner, names, shown_text,
-                             valid_logits)
+from helpers.kernels import pictures
+from helpers.figures import (all_text, bar_axes, bars, border, image_axes, Many, named_dls, named_learner, names, shown_text)
 
 pytestmark = pytest.mark.slow  # as a whole; `make quick` leaves it out
-
-
-@pytest.fixture(scope='module')
-def pair(): return digit_pair()
-@pytest.fixture(scope='module')
-def base(pair): return pair[0]
-@pytest.fixture(scope='module')
-def learn(pair): return pair[1]
-@pytest.fixture(scope='module')
-def valid(pair): return valid_logits(*pair)
 
 
 def check_figure_2(fig, zs, targets, n_classes=10):
@@ -499,8 +495,6 @@ def test_contrast(base, learn, valid, scale, against):
 # ---- in a notebook
 
 notebook = """
-import warnings; warnings.filterwarnings('ignore')
-from focusnet_fastai.all import *
 import matplotlib.pyplot as plt
 base,learn = digit_learners(n_train=60, n_epoch=1)
 fixed = [0]
@@ -511,17 +505,10 @@ cells = {'learn.show_focus(base, fixed); print(1)': 1, 'fig = base.show_confusio
 
 
 @pytest.mark.slow
-def test_shown_where_the_call_stands(tmp_path):
+def test_shown_where_the_call_stands(kernel):
     "In a kernel, each figure is displayed once, whichever line makes it"
-    nbformat, nbclient = pytest.importorskip('nbformat'), pytest.importorskip('nbclient')
-    nb = nbformat.v4.new_notebook(cells=[nbformat.v4.new_code_cell(o) for o in (notebook, *cells)])
-    nb.metadata.kernelspec = dict(name='python3', display_name='python3', language='python')
-    with pytest.MonkeyPatch.context() as m:
-        m.delenv('MPLBACKEND', raising=False)
-        nbclient.NotebookClient(nb, timeout=300).execute()
-    for c, (code, n) in zip(nb.cells[1:], cells.items()):
-        got = sum('image/png' in o.get('data', {}) for o in c.outputs)
-        assert got==n, (code, got)
+    kernel.shown(notebook)
+    for code, n in cells.items(): assert pictures(kernel.shown(code))==n, code
 
 
 def test_scripts_show_nothing(base, capsys):

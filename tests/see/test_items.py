@@ -6,19 +6,9 @@ from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, ImageDataLo
                                get_image_files, imagenet_stats, parent_label, set_seed)
 from focusnet_fastai.data.folder import folder_dls
 from focusnet_fastai.loss import multi_warm_label
-from focusnet_fastai.see.cam import enlarged
+from focusnet_fastai.see.maps import enlarged
 from focusnet_fastai.see.items import dl_logits, fixed_images, pick_scenes, read_scenes, scenes_a, scenes_bc
-from helpers.figures import digit_pair, logits, png, valid_logits
-
-
-@pytest.fixture(scope='module')
-def pair(): return digit_pair()
-@pytest.fixture(scope='module')
-def base(pair): return pair[0]
-@pytest.fixture(scope='module')
-def learn(pair): return pair[1]
-@pytest.fixture(scope='module')
-def valid(pair): return valid_logits(*pair)
+from helpers.figures import logits, png
 
 
 def test_items_in_every_form(base, valid, tmp_path):

@@ -3,7 +3,8 @@ import numpy as np, pytest, torch
 from torch import nn, tensor
 from fastai.vision.all import Learner
 from focusnet_fastai.loss import multi_warm_label
-from focusnet_fastai.see.cam import class_maps, contrast_maps
+from focusnet_fastai.see.cam import class_maps
+from focusnet_fastai.see.maps import contrast_maps
 from focusnet_fastai.see.look import contrast_overlay, draw_look, paired_look, restrength
 from helpers.figures import digit_pair, logits
 

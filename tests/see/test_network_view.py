@@ -1,25 +1,23 @@
 "What a network makes of images: scales, larger pictures, contrasts, and the method that is told"
+import copy
 from importlib.util import find_spec
 from pathlib import Path
 import numpy as np, pytest, torch, torch.nn.functional as F
 from PIL import Image
 from torch import nn
+from fastai.vision.all import Learner
 from fastai.vision.learner import create_head
+from focusnet_fastai.data.memory import InMemoryLoaders
+from focusnet_fastai.focusnet import FocusNetCallback
 from focusnet_fastai.loss import multi_warm_label
 from focusnet_fastai.models import lenet5
-from focusnet_fastai.see.cam import class_maps, contrast_maps, enlarged, evidence, gradcam_maps
+from focusnet_fastai.see.cam import class_maps
+from focusnet_fastai.see.maps import contrast_maps, enlarged, evidence
+from focusnet_fastai.see.gradcam import gradcam_maps
 from focusnet_fastai.see.items import read_scenes
 from focusnet_fastai.see.network_view import NetworkView, check_scale, map_scales, paired_views, shown_maps, signed_maps
-from helpers.figures import digit_pair, logits
+from helpers.figures import logits
 from helpers.photos import cat_batch, cat_network, cat_picture, cats, photo
-
-
-@pytest.fixture(scope='module')
-def pair(): return digit_pair()
-@pytest.fixture(scope='module')
-def base(pair): return pair[0]
-@pytest.fixture(scope='module')
-def learn(pair): return pair[1]
 
 
 @pytest.fixture(scope='module')
@@ -162,3 +160,33 @@ def test_the_method_is_told(base, learn, s):
     assert [v.name for v in paired_views(learn, lenet5(10), s.xb)]==['Grad-CAM']*2
     a, b = paired_views(learn, base, s.xb, large=enlarged(s.xb, 2))
     assert a.note==b.note=='CAM of the pictures at 64x64 pixels' or 'answers differ' in a.note+b.note
+
+
+# ---- networks that keep what they have computed
+
+def levits():
+    "Two LeViTs of timm on images of noise"
+    timm = pytest.importorskip('timm')
+    torch.manual_seed(0)
+    x, y = torch.rand(8, 3, 64, 64), torch.arange(8) % 2
+    dls = InMemoryLoaders.from_tensors((x, y), (x, y), 'ab', bs=4)
+    return [Learner(dls, timm.create_model('levit_128s', num_classes=2, img_size=64)) for _ in range(2)]
+
+
+@pytest.mark.slow
+def test_levit(tmp_path):
+    "Its attention is cached in eval mode: maps, `compare` and a training against it leave nothing in it, in whatever order"
+    base, learn = levits()
+    before = {k: v.clone() for k, v in base.model.state_dict().items()}
+    nets = [o.model for o in (base, learn)]
+    views = paired_views(learn, base, next(iter(base.dls.valid))[0])
+    assert all(v.name != 'cam' and v.maps(torch.tensor([[0, 1]]*4)).shape[:2] == (4, 2) for v in views)
+    first = learn.compare(base)
+    with learn.no_bar(), learn.no_logging(): learn.fit(1, 1e-3, cbs=FocusNetCallback(base))
+    second = learn.compare(base)
+    assert torch.equal(first.zb, second.zb) and not torch.equal(first.z, second.z)
+    with torch.no_grad(): assert torch.allclose(base.model.eval()(next(iter(base.dls.valid))[0]), first.zb[:4], atol=1e-4)
+    assert all(torch.equal(v, before[k]) for k, v in base.model.state_dict().items())
+    for o in nets: copy.deepcopy(o)
+    learn.path = tmp_path
+    learn.export('a.pkl')

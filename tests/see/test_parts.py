@@ -6,9 +6,12 @@ from fontTools.pens.ttGlyphPen import TTGlyphPen
 from matplotlib.font_manager import fontManager
 from matplotlib.text import Text
 from PIL import Image
-from focusnet_fastai.see import parts
-from focusnet_fastai.see.parts import (class_bars, figure_style, fitted_name, font_families, grid_cells, heat_colours, NotebookFigure, note_height,
-    overlay, Page, page_width, plain_text, rest_note, text_width, wrapped_text)
+from helpers.figures import picture_size
+from focusnet_fastai.see import text as fitted
+from focusnet_fastai.see.page import colours
+from focusnet_fastai.see.parts import class_bars, heat_colours, overlay, rest_note
+from focusnet_fastai.see.page import figure_style, grid_cells, note_height, NotebookFigure, Page, page_width
+from focusnet_fastai.see.text import fitted_name, font_families, plain_text, text_width, wrapped_text
 
 
 def words(fig): return [t for t in fig.findobj(Text) if t.get_text().strip()]
@@ -58,10 +61,10 @@ def made_up_font(tmp_path_factory):
     f.save(path)
     before = list(fontManager.ttflist)
     fontManager.addfont(path)
-    for o in (parts._missing, parts._fallback): o.cache_clear()
+    for o in (fitted._missing, fitted._fallback): o.cache_clear()
     yield 'Made up'
     fontManager.ttflist[:] = before
-    for o in (parts._missing, parts._fallback): o.cache_clear()
+    for o in (fitted._missing, fitted._fallback): o.cache_clear()
 
 
 def test_installed_fonts_help_out(made_up_font):
@@ -84,7 +87,7 @@ def test_installed_fonts_help_out(made_up_font):
 
 def test_characters_that_nobody_has():
     "One sentence that names them, and the way out"
-    parts._fallback.cache_clear()
+    fitted._fallback.cache_clear()
     with pytest.warns(UserWarning, match='No installed font has the characters.*font.family'): font_families('\U000F1234')
 
 
@@ -94,7 +97,7 @@ def test_users_fonts_and_sizes():
         assert page.text(.1, .1, 'x', size=10).get_fontname()=='DejaVu Serif' and page.text(.1, .1, 'x', size=10).get_fontsize()==14
         assert page.pt(7.5)==pytest.approx(10.5) and mpl.rcParams['axes.labelsize']=='small'
         assert text_width('Dingo', 10)>1.3*text_width('Dingo', 7.2)
-    with mpl.style.context('dark_background'), figure_style(): assert mpl.rcParams['figure.facecolor']=='white' and mpl.rcParams['text.color']==parts.colours.ink
+    with mpl.style.context('dark_background'), figure_style(): assert mpl.rcParams['figure.facecolor']=='white' and mpl.rcParams['text.color']==colours.ink
 
 
 @pytest.mark.parametrize('name', ['Ba$$in', '$x', 'a_b^c', r'\frac{', '$\\alpha$', '100%', 'a & b', '$$', '{', '#1'])
@@ -188,7 +191,7 @@ def test_saved_files(tmp_path):
     fig = NotebookFigure(figsize=(2, 1))
     fig.text(.1, .5, 'inside')
     fig.savefig(tmp_path/'a.png', dpi=100)
-    assert Image.open(tmp_path/'a.png').size==(200, 100)
+    assert picture_size(tmp_path/'a.png')==(200, 100)
     fig.savefig(tmp_path/'a.pdf')
     assert b'/FontType 42' in (tmp_path/'a.pdf').read_bytes() or b'/CIDFontType2' in (tmp_path/'a.pdf').read_bytes()
     assert b'/Type3' not in (tmp_path/'a.pdf').read_bytes()
@@ -201,7 +204,7 @@ def test_saved_files(tmp_path):
     im = np.asarray(Image.open(tmp_path/'b.png').convert('L'))
     assert im.shape[1]>250 and (im[:, -3:]==255).all()
     fig.savefig(tmp_path/'c.png', dpi=100, bbox_inches='tight')                        # what the user says counts
-    assert Image.open(tmp_path/'c.png').width<im.shape[1]+30
+    assert picture_size(tmp_path/'c.png')[0]<im.shape[1]+30
 
 
 def test_small_marked_bars_stay_visible():
