@@ -27,7 +27,7 @@ class KD(LossTerms):
     "Knowledge distillation from a frozen baseline (Hinton et al. 2015)"
     needs_baseline = True
     def __init__(self,
-        baseline, # the teacher: a trained `Learner`, an `nn.Module`, or a `Baseline`
+        baseline, # the teacher: a trained `Learner`, an `nn.Module`, or a reference such as `Baseline` or `Memory`
         alpha:float=0.9, # weight of the distillation; cross-entropy has 1-alpha
         T:float=4., # temperature
         cls_weight:float|None=None # weight of the cross-entropy, where it is not 1-alpha
@@ -46,7 +46,13 @@ def weights(self:KD):
 
 @patch
 def terms(self:KD, pred, y):
-    return dict(cls=cross_entropies(pred, y), kd=softened_kl(self.baseline_logits, pred, self.T))
+    cls = cross_entropies(pred, y)
+    return dict(cls=cls, kd=self.told(softened_kl(self.baseline_logits, pred, self.T), cls))
+
+@patch
+def told(self:KD, kd, cls):
+    "The divergence, as far as the teacher is trusted; the labels stand for the rest of it, unless `cls_weight` says what they weigh"
+    return self.trusted(kd, cls if self.cls_weight is None else 0.)
 
 # %% ../../nbs/methods/01_distil.ipynb #tfkd
 class TfKD(KD):
@@ -64,8 +70,8 @@ class TfKD(KD):
 # %% ../../nbs/methods/01_distil.ipynb #tfkd-terms
 @patch
 def terms(self:TfKD, pred, y):
-    terms = KD.terms(self, pred, y)
-    return terms | dict(kd=self.multiplier*terms['kd'])
+    cls = cross_entropies(pred, y)
+    return dict(cls=cls, kd=self.told(self.multiplier*softened_kl(self.baseline_logits, pred, self.T), cls))
 
 # %% ../../nbs/methods/01_distil.ipynb #virtual-teacher
 def virtual_teacher(

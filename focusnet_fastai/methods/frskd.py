@@ -6,6 +6,7 @@
 __all__ = ['Fusion', 'half_size', 'BiFPNc', 'FRSKDNetwork', 'attention_map', 'feature_distances', 'FRSKD', 'FRSKDF', 'FocusFRSKD']
 
 # %% ../../nbs/methods/07_frskd.ipynb #imports
+from functools import reduce
 from fastai.vision.all import *
 from ..loss import check_range, check_rule, cross_entropies, entropy_bound, focus_terms, plain_tensor
 from .distil import softened_kl
@@ -37,9 +38,9 @@ class Fusion(nn.Module):
         self.weight = nn.Parameter(torch.ones(n_maps))
         self.block = nn.Sequential(*_separable(n), nn.ReLU(), *_separable(n))
 
-    def forward(self, *maps): # of one shape `(B, n, H, W)`, which is that of the result, too
+    def forward(self, *maps): # of one shape `(B, n, H, W)`, which is that of the result, too; without negative entries
         w = self.weight.relu()
-        return self.block(sum(a*m.relu() for a,m in zip(w/(w.sum()+1e-6), maps)))
+        return self.block(reduce(torch.add, [a*m for a,m in zip(w/(w.sum()+1e-6), maps)]))
 
 # %% ../../nbs/methods/07_frskd.ipynb #half-size
 def half_size(
@@ -75,13 +76,13 @@ class BiFPNc(nn.Module):
 @patch
 def downwards(self:BiFPNc,
     maps:list # the network's feature maps $F_i$ `(B, C_i, H_i, W_i)`
-)->list: # $P_i$ `(B, width*C_i, H_i, W_i)`
+)->list: # $P_i$ after a ReLU `(B, width*C_i, H_i, W_i)`
     "From the last map to the first: each is fused with the one below"
     sides = [l(f) for l,f in zip(self.lateral, maps)]
     p = [sides.pop()]
     for side,up,fuse in reversed(list(zip(sides, self.up, self.fuse_up))):
-        larger = F.interpolate(p[0].relu(), size=tuple(side.shape[2:]))
-        p.insert(0, fuse(side, up(larger)))
+        larger = F.interpolate(p[0], size=tuple(side.shape[2:]))
+        p.insert(0, fuse(side, up(larger)).relu())
     return p
 
 # %% ../../nbs/methods/07_frskd.ipynb #bifpn-upwards
@@ -91,7 +92,7 @@ def forward(self:BiFPNc,
 )->tuple: # logits `(B, N)`, and the refined maps $T_i$ `(B, width*C_i, H_i, W_i)`
     "The self-teacher's view of one batch"
     p = self.downwards(maps)
-    t = [p[0].relu()]
+    t = [p[0]]
     for f,middle,l,down,fuse in zip(maps[1:], p[1:-1]+[None], self.lateral2, self.down, self.fuse_down):
         lower = down(half_size(t[-1], f.shape[2:]))
         met = [o for o in (l(f),middle,lower) if o is not None]

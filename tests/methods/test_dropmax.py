@@ -1,10 +1,11 @@
 "DropMax: golden values, what the mask keeps, which head learns from which term, and what is left afterwards."
-import math, subprocess, sys
+import math
 from functools import partial
 import pytest, torch, torch.nn.functional as F
 from torch import nn
 from fastai.vision.all import L, OptimWrapper, SGD, params
 
+from helpers import fresh
 from helpers.learners import make_learner, n_params, quiet, small, state
 from helpers.methods import learners, tiny_resnet
 from focusnet_fastai.see.cam import class_maps
@@ -218,7 +219,7 @@ def test_in_a_fresh_process(data, tmp_path):
     torch.save(x, tmp_path/'x.pt')
     code = ("import torch; from fastai.vision.all import load_learner; l = load_learner('m.pkl'); "
             "print(sum(p.numel() for p in l.model.parameters()), *l.predict(torch.load('x.pt', weights_only=False))[2].tolist())")
-    out = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, timeout=200, cwd=tmp_path)
+    out = fresh.python(code, cwd=tmp_path)
     assert out.returncode == 0, out.stderr[-2000:]
     n, *probs = out.stdout.split('\n')[-2].split()[-11:]
     assert int(n) == n_params(lenet5(10)) + 85*10 and [float(p) for p in probs] == pytest.approx(learn2.unwrap().predict(x)[2].tolist(), abs=1e-5)

@@ -1,5 +1,5 @@
 "Loaders whose batches hold groups: which images, how many, with which workers."
-import multiprocessing, pickle, random
+import pickle, random
 import pytest, torch
 from fastai.vision.all import ItemTransform, SkipItemException, TfmdDL
 from fastai.callback.data import PartialDL, WeightedDL
@@ -72,17 +72,6 @@ def test_loaders_can_be_sent_to_a_process(files, cls, n):
     dl = seeded(cls(file_dls(files, num_workers=0).train))
     again = pickle.loads(pickle.dumps(dl))
     for (x, y), (x2, y2) in zip(dl, again): assert torch.equal(x, x2) and torch.equal(y, y2)
-
-
-@pytest.mark.parametrize('method', ['spawn', 'forkserver'])
-def test_start_methods(files, method):
-    "A worker that does not inherit the main process (fork is in `test_seeds_and_workers`)"
-    want = [y for _, y in seeded(PartnersDL(file_dls(files, num_workers=0).train))]
-    old = multiprocessing.get_start_method()
-    multiprocessing.set_start_method(method, force=True)
-    try: got = [y for _, y in seeded(PartnersDL(file_dls(files, num_workers=1).train))]
-    finally: multiprocessing.set_start_method(old, force=True)
-    assert len(got) == 4 and all(torch.equal(a, b) for a, b in zip(got, want))
 
 
 @every_loader

@@ -1,6 +1,7 @@
 "What every method does and leaves alone in a training with fastai: each guarantee once, for all methods of tests/helpers/methods.py"
 import math
 from collections import namedtuple
+from functools import cache
 import pytest, torch, torch.nn.functional as F
 from torch import nn
 from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, Learner, SGD, TensorBase, TfmdDL, accuracy, load_learner, noop, set_seed)
@@ -19,15 +20,22 @@ from focusnet_fastai.methods.distil import KD, TfKD, TfKDReg
 from focusnet_fastai.methods.dropmax import DropMax
 from focusnet_fastai.methods.frskd import FocusFRSKD, FRSKD, FRSKDF
 from focusnet_fastai.methods.one import ONE
-from focusnet_fastai.methods.regularise import ConfidencePenalty, Focal, LabelSmoothing
+from focusnet_fastai.methods.online_smoothing import OnlineLabelSmoothing
+from focusnet_fastai.methods.pskd import PSKD
+from focusnet_fastai.methods.regularise import ConfidencePenalty, Focal, LabelSmoothing, MaxSup
 from focusnet_fastai.methods.views import CSKD, DDGSD, SLA
 from focusnet_fastai.methods.wrap import WrappedLearner
 from focusnet_fastai.models import half_mobilenet_v2, lenet5, small_resnet18
 from focusnet_fastai.terms import LossTerms
 
-pytestmark = pytest.mark.slow  # as a whole; `make quick` leaves it out
+in_quick = ('FocusNet', 'CSKD', 'BYOT')  # a callback, one with loaders and one with a network of its own; `make quick` leaves the others out
 
-every = pytest.mark.parametrize('make', [pytest.param(make, id=name) for name, make in method_cases()])
+
+def case(name, value): return pytest.param(value, id=name, marks=[] if name in in_quick else pytest.mark.slow)
+
+
+cases = [case(*o) for o in method_cases()]
+every = pytest.mark.parametrize('make', cases)
 plain_columns = ['epoch', 'train_loss', 'valid_loss', 'accuracy', 'time']
 
 
@@ -49,12 +57,13 @@ def plain_net(model): return getattr(model, 'net', model)
 # --- numbers ---------------------------------------------------------------------------------------------------------------
 
 kd = lambda **kw: KD(nn.Identity(), **kw)
-wrong = [(LabelSmoothing, dict(eps=1.5)), (Focal, dict(gamma=-1)), (ConfidencePenalty, dict(beta=math.nan)), (ConfidencePenalty, dict(threshold=-1)),
+wrong = [(LabelSmoothing, dict(eps=1.5)), (Focal, dict(gamma=-1)), (ConfidencePenalty, dict(beta=math.nan)), (ConfidencePenalty, dict(threshold=-1)), (ConfidencePenalty, dict(confidence=1.5)),
          (kd, dict(alpha=1.2)), (kd, dict(alpha=-.1, cls_weight=1.)), (kd, dict(cls_weight=-1.)), (kd, dict(T=0)), (lambda **kw: TfKD(nn.Identity(), **kw), dict(multiplier=-1)),
          (TfKDReg, dict(T=0)), (TfKDReg, dict(correct=99)), (CSKD, dict(lam=-1)), (CSKD, dict(T=0)), (DDGSD, dict(mu=-1)), (DDGSD, dict(lam=math.nan)), (SLA, dict(T=0)),
          (SLA, dict(joint=-1)), (FRSKD, dict(alpha=-1)), (FRSKD, dict(beta=-1)), (FRSKD, dict(T=0)), (FRSKD, dict(width=0)), (FRSKD, dict(width=1.5)), (FRSKDF, dict(alpha=-1)),
          (FocusFRSKD, dict(reading='D')), (FocusFRSKD, dict(feature=-1)), (FocusFRSKD, dict(label_smoothing=2)), (DropMax, dict(tau=0)), (DropMax, dict(aux=-1)),
-         (BYOT, dict(alpha=1.5)), (BYOT, dict(T=0)), (BYOT, dict(feature=-1)), (ONE, dict(T=0)), (ONE, dict(ramp=80)), (ONE, dict(branches=1)), (ONE, dict(branches=2.5))]
+         (BYOT, dict(alpha=1.5)), (BYOT, dict(T=0)), (BYOT, dict(feature=-1)), (ONE, dict(T=0)), (ONE, dict(ramp=80)), (ONE, dict(branches=1)), (ONE, dict(branches=2.5)),
+         (PSKD, dict(alpha=1.2)), (PSKD, dict(k=0)), (OnlineLabelSmoothing, dict(soft=-1)), (MaxSup, dict(alpha=-1)), (MaxSup, dict(end=-1))]
 
 
 @pytest.mark.parametrize('make,kw', wrong)
@@ -72,7 +81,7 @@ def test_unknown_rules_are_named():
 Trained = namedtuple('Trained', 'learn cb make before names values')
 
 
-@pytest.fixture(scope='module', params=[pytest.param(make, id=name) for name, make in method_cases()])
+@pytest.fixture(scope='module', params=cases)
 def trained(request, data, base, tmp_path_factory):
     "Two epochs; tests may look at it, predict and export, but not train it"
     learn = request.param(make_learner(data, path=tmp_path_factory.mktemp('trained')), base)
@@ -319,7 +328,7 @@ def test_divergence_is_said(data, base, make):
 
 # --- wrapped methods ----------------------------------------------------------------------------------------------------------
 
-wrapping = pytest.mark.parametrize('cls', [CSKD, DDGSD, SLA, DropMax, FRSKD, FRSKDF, FocusFRSKD, BYOT, ONE])
+wrapping = pytest.mark.parametrize('cls', [case(o.__name__, o) for o in (CSKD, DDGSD, SLA, DropMax, FRSKD, FRSKDF, FocusFRSKD, BYOT, ONE)])
 
 
 @wrapping
@@ -368,9 +377,15 @@ def test_networks(cls, net):
 
 # --- other data ----------------------------------------------------------------------------------------------------------------
 
+@cache
+def normalised():
+    "400 digits and their classes"
+    return tuple(map(torch.cat, zip(*[(x.as_subclass(torch.Tensor), t.as_subclass(torch.Tensor)) for x, t in digits_dls(n_train=400, bs=200).train])))
+
+
 def tensors(n=24, n_inp=1, y=None, only=None):
     "Digits, normalised, one by one; of one class `only`, or with other labels"
-    xs, ys = map(torch.cat, zip(*[(x.as_subclass(torch.Tensor), t.as_subclass(torch.Tensor)) for x, t in digits_dls(n_train=400, bs=200).train]))
+    xs, ys = normalised()
     keep = torch.arange(len(xs)) if only is None else (ys == only).nonzero()[:, 0]
     return [(*[xs[i]]*n_inp, ys[i] if y is None else y[k]) for k, i in enumerate(keep[:n])]
 
@@ -490,11 +505,12 @@ def test_plain_pytorch_loaders(base, make):
     dls = DataLoaders(torch_loader(), torch_loader())
     dls.c = 10
     learn = learner(dls, metrics=None)
-    try: learn2 = make(learn, base.model)
+    try:
+        learn2 = make(learn, base.model)
+        fit(learn2)
     except TypeError as e:
         assert "must be one of fastai's, but is a DataLoader of torch" in str(e) and 'DataLoaders.from_dsets' in str(e)
         return
-    fit(learn2)
     assert list(learn2.recorder.metric_names) == columns(method_of(learn2), ()) and all(math.isfinite(v) for v in learn2.recorder.values[-1])
 
 

@@ -20,7 +20,7 @@ def data(): return small(n_train=64, bs=16)
 
 def test_names():
     assert find_method('cs_kd') is CSKD
-    with pytest.raises(ValueError, match="Unknown method 'CSKD': choose from baseline, focusnet, .*one"): find_method('CSKD')
+    with pytest.raises(ValueError, match="Unknown method 'CSKD': choose from baseline, focusnet, .*one, pskd"): find_method('CSKD')
 
 
 @every_name

@@ -41,6 +41,7 @@ def from_stages(net, x, **kw):
 @pytest.mark.parametrize('make,channels,factor,narrow', [
     *[pytest.param(*o, False, id=k) for k, o in NETS.items()], pytest.param(half_mobilenet_v2, [16, 16, 48, 160], 32, True, id='half_mobilenet_v2-narrow'),
     pytest.param(lambda n: mobilenet_v2(num_classes=n), [24, 32, 96, 320], 32, True, id='mobilenet_v2-narrow')])
+@pytest.mark.slow
 def test_stages_are_the_network(make, channels, factor, narrow):
     "In eval mode and in training, dropout and batch statistics included"
     net, x = make(7), torch.randn(2, 3, 64, 64)
