@@ -8,7 +8,10 @@ warnings.filterwarnings('ignore')
 import torch
 from fastai.vision.all import Learner, resnet18
 from focusnet_fastai.data.memory import InMemoryLoaders
-from focusnet_fastai.see.figures import show_architecture, show_confusion, show_contrast, show_focus
+from focusnet_fastai.see.architecture import show_architecture
+from focusnet_fastai.see.confusion import show_confusion
+from focusnet_fastai.see.contrast import show_contrast
+from focusnet_fastai.see.focus import show_focus
 
 
 def learners(classes):

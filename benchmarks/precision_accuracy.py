@@ -28,7 +28,7 @@ def main():
     from scipy.stats import ttest_rel
     from focusnet_fastai.data.digits import digits_dls
     from focusnet_fastai.data.small import cifar10_dls
-    from focusnet_fastai.lab.recipes import Training, image_subset
+    from focusnet_fastai.lab.training import image_subset, Training
     from focusnet_fastai.lab.runs import run
     from focusnet_fastai.models import thin_resnet
     from fastai.vision.all import ParamScheduler, SchedCos, SGD, combined_cos

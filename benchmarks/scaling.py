@@ -2,9 +2,11 @@
 
     python benchmarks/scaling.py
     python benchmarks/scaling.py --images 1000 10000 --classes 10 1000 --markdown results/cpu/scaling.md
+    python benchmarks/scaling.py --images --classes --processes     # the arithmetic alone
 
 Images of noise in memory, a thin ResNet at 32 pixels: plain training, FocusNet, and FocusNet with remembered logits, each in a process of its own, whose
-peak memory is shown. Several processes train with accelerate's launcher on gloo, a part of each batch each. Sizes of memory banks and of maps of all classes are computed.
+peak memory is shown. Several processes train with torchrun on gloo, a part of each batch each. Sizes of memory banks and of maps of all classes, and how long an
+epoch of ImageNet takes on 8 GPUs, are computed.
 """
 import argparse, json, os, subprocess, sys, warnings
 warnings.filterwarnings('ignore')
@@ -49,12 +51,62 @@ def one(job):
         print(json.dumps(dict(rate=job['bs']*(len(ends)-1)/(ends[-1]-ends[0]), mb=resource.getrusage(resource.RUSAGE_SELF).ru_maxrss/1024)))
 
 def measured(processes=1, **job):
-    launch = [sys.executable] if processes == 1 else [sys.executable, '-m', 'accelerate.commands.launch', '--cpu', '--num_processes', str(processes), '--main_process_port', '29551']
-    env = dict(os.environ, OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true')
+    launch = [sys.executable] if processes == 1 else [sys.executable, '-m', 'torch.distributed.run', '--standalone', '--nproc_per_node', str(processes)]
+    env = dict(os.environ, OMP_NUM_THREADS='1', ACCELERATE_USE_CPU='true', CUDA_VISIBLE_DEVICES='')
     out = subprocess.run([*launch, __file__, '--one', json.dumps(job)], capture_output=True, text=True, env=env)
     lines = [o for o in out.stdout.splitlines() if o.startswith('{')]
     if not lines: return dict(rate=float('nan'), mb=float('nan'), error=(out.stderr.strip().splitlines() or ['killed'])[-1])
     return json.loads(lines[-1])
+
+def gb(b): return f'{b/1e9:,.2f} GB' if b >= 1e9 else f'{b/1e6:,.1f} MB'
+
+def banks():
+    "What is kept by image and by class, and all maps of a batch"
+    import pandas as pd
+    from common import write_table
+    from focusnet_fastai.remembered import store_bytes
+    sizes = {f'{n:,} images, {c:,} classes': {'logits whole': gb(store_bytes(n, c)), 'logits, k = 10': gb(store_bytes(n, c, 10)) if c > 10 else '',
+             '10 views, k = 10': gb(store_bytes(10*n, c, 10)) if c > 10 else '', 'class means C x C, float32': gb(4*c*c),
+             'maps of all classes, 64 images of 7 x 7': gb(4*64*c*49), 'the same enlarged to 224 x 224': gb(4*64*c*224**2)}
+             for n, c in ((50_000, 10), (50_000, 100), (1_281_167, 1000), (1_281_167, 10_000))}
+    return write_table(None, pd.DataFrame(sizes).T, 'Computed, not measured. A store of logits that has no room in memory (or, with `folder=`, on the disk) is refused with both numbers before it is '
+                       'made, and so are maps; each process of a distributed training keeps a store of its own.')
+
+def epochs():
+    "ImageNet on 8 GPUs, by the speed of one"
+    import pandas as pd
+    from common import write_table
+    n, gpus = 1_281_167, 8
+    def time(rate, cost): return f'{cost*n/(gpus*rate)/60:.1f} min'
+    rows = {f'{r:,} images/s a GPU': {'plain': time(r, 1), 'FocusNet, baseline asked (4/3)': time(r, 4/3), 'baseline in half precision (7/6)': time(r, 7/6), 'logits remembered (1.03)': time(r, 1.03),
+            '90 epochs FocusNet, and 90 of the baseline before': f'{(90*4/3+90)*n/(gpus*r)/3600:.1f} h'} for r in (400, 1000, 2500)}
+    return write_table(None, pd.DataFrame(rows).T, f'An epoch of {n:,} images takes images/(GPUs x r) seconds, r being the images a second of plain training on one GPU, times the cost of the step: with a '
+                       'baseline one forward more, 4/3, where forward and backward are 1 and 2. Measured costs of a step stand in `step_cost.md` and `baseline_cost.md`.')
+
+def asked(gpus=8):
+    "How often a process that keeps its own logits still asks"
+    import pandas as pd
+    from common import write_table
+    rows = {f'epoch {e}': {f'{g} process{"es" if g > 1 else ""}': f'{((g-1)/g)**(e-1):.0%}' for g in (1, 2, gpus)} for e in (1, 2, 4, 8, 16, 32)}
+    return write_table(None, pd.DataFrame(rows).T, 'Part of its images of an epoch about which a process still asks the baseline: each epoch deals the images anew, so of P processes one has met an image in e epochs '
+                       'with probability 1-(1-1/P)^e. All together it asks about each image once, in P epochs\' worth of its share.')
+
+def pictures():
+    "Photographs kept decoded"
+    import pandas as pd
+    from common import write_table
+    from focusnet_fastai.data.picture_file import stored_side, stored_size
+    def size(px, scale): w, h = stored_size(500, 375, stored_side(px, scale)); return 3*w*h
+    rows = {f'{px} px, crops of at least {scale:.0%}': {'a picture': gb(size(px, scale)), 'Imagewoof, 12,954': gb(12_954*size(px, scale)), 'ImageNet, 1,281,167': gb(1_281_167*size(px, scale)), 'in 10 GB': f'{int(10e9/size(px, scale)):,}'}
+            for px, scale in ((128, .35), (224, .35), (224, .08))}
+    return write_table(None, pd.DataFrame(rows).T, 'Photographs of 500 x 375 pixels as they are kept (`cache=`); the file is bounded by 10 GB and by half of what is free on its disk, and what does not fit is decoded each time.')
+
+def arithmetic():
+    "What can be computed"
+    return '\n'.join(['## What is kept\n', banks(), '## ImageNet on 8 GPUs\n', epochs(), asked(), '## Photographs\n', pictures(), '## Several machines\n',
+        'The same script runs with one process, with several on one machine, and on several machines; `nbs/lab/01_distributed.ipynb` has it, with the commands for `torchrun`, `accelerate` and Slurm. What the tests '
+        'rehearse with real processes over Gloo (`tests/lab/test_distributed.py`): two processes on one machine by `torchrun` and by `accelerate`, killed and continued; two machines, that is two `torchrun --nnodes 2` '
+        'that find each other by c10d, here on one host; remembered logits and fixed views in both.\n'])
 
 def main():
     a = args()
@@ -72,13 +124,9 @@ def main():
             rows[name] |= {f'{method}, images/s': f"{r['rate']:,.0f}", f'{method}, MB': f"{r['mb']:,.0f}"}
             if 'error' in r: print(name, method, r['error'])
         print(name, rows[name], flush=True)
-    about = f"Thin ResNet, 32 px, {a.bs} a batch a process, torch {torch.__version__}, one thread, load {os.getloadavg()[0]:.1f}; memory is the peak of the (first) process."
-    text = write_table(None, pd.DataFrame(rows).T, about)
-    gb = lambda b: f'{b/1e9:,.2f} GB' if b >= 1e9 else f'{b/1e6:,.1f} MB'
-    sizes = {f'{n:,} images, {c:,} classes': {'logits whole': gb(store_bytes(n, c)), 'logits, k = 10': gb(store_bytes(n, c, 10)) if c > 10 else '',
-             'class means C x C, float32': gb(4*c*c), 'maps of all classes, 64 images of 7 x 7': gb(4*64*c*49)}
-             for n, c in ((50_000, 10), (50_000, 100), (1_281_167, 1000), (1_281_167, 10_000))}
-    text += '\n' + write_table(None, pd.DataFrame(sizes).T, 'Computed, not measured.')
+    about = f"Thin ResNet, 32 px, {a.bs} a batch, divided among the processes, torch {torch.__version__}, one thread, load {os.getloadavg()[0]:.1f}; memory is the peak of the (first) process."
+    text = (write_table(None, pd.DataFrame(rows).T, about) if rows else '')
+    text += '\n' + arithmetic()
     print('\n' + text)
     if a.markdown: open(a.markdown, 'w').write(text)
 

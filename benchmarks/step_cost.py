@@ -6,7 +6,7 @@
 Each method trains a ResNet-18 on real digits of 64 pixels through fastai's `fit`, loaders and all, in turns with plain training (A B A B ...); the median
 of the ratios is printed with its range. The prediction counts a forward as 1 and a backward as 2, an image in several views several times, and extra parts
 by their FLOPs (convolutions and linear layers). What costs more than 15 % above it needs an explanation, which stands beside it here; the exit status is 1
-where there is none.
+where there is none. Memories (`focus_class`, `focus_memory`) may cost 5 % more than plain training.
 """
 import argparse, statistics, sys, time, warnings
 warnings.filterwarnings('ignore')
@@ -24,10 +24,11 @@ def args():
     return p.parse_args()
 
 # images that pass forward and backward, and that pass forward only, for each image of the plain batch
-passes = dict(cs_kd=(1, 1), ddgsd=(2, 0), sla_sd=(4, 0)) # and with a baseline (1, 1)
+passes = dict(cs_kd=(1, 1), ddgsd=(2, 0), sla_sd=(4, 0), focus_ema=(1, 1)) # and with a baseline (1, 1)
+goals = dict(focus_class=1.05, focus_memory=1.05) # what the network said itself must cost next to nothing: the most it may cost
 explained = {
-    'frskd': 'the self-teacher is many small layers: depthwise convolutions and BatchNorm cost time, but hardly count as FLOPs',
-    'byot': 'the exits are separable convolutions with BatchNorm, which cost time, but hardly count as FLOPs',
+    'frskd': 'the self-teacher is many small layers: depthwise convolutions and BatchNorm cost time, but hardly count as FLOPs; 2.2 times the bytes, 3.4 times the operators (step_counts.md)',
+    'byot': 'the exits are separable convolutions with BatchNorm, which cost time, but hardly count as FLOPs; 1.25 times the bytes (step_counts.md)',
     'cs_kd': 'the partners are loaded too, and their forward in training mode updates BatchNorm'}
 explained['one'] = 'the copies of the last stage hold most parameters, whose update counts in small batches: 1.54 at 48 images a batch'
 explained |= {o: explained['frskd'] for o in ('frskd_f', 'focus_frskd')}
@@ -89,7 +90,7 @@ def main():
             for l in (plain, learn): seconds(l)  # warm-up
             ratios = [1/(seconds(plain)/seconds(learn)) for _ in range(a.rounds)]
         ratio, want = statistics.median(ratios), predicted(name, learn)
-        over = ratio > 1.15*want
+        over = ratio > goals.get(name, 1.15*want)
         if over and name not in explained: bad.append(name)
         rows[name] = {'predicted': f'{want:.2f}', 'measured': f'{ratio:.2f}', 'range': f'{min(ratios):.2f} to {max(ratios):.2f}',
                       'measured/predicted': f'{ratio/want:.2f}', 'why more': explained.get(name, 'not explained') if over else ''}
@@ -99,6 +100,6 @@ def main():
         lines = [['method', *df.columns], ['---']*(1+len(df.columns)), *([k, *v] for k, v in zip(df.index, df.values))]
         open(a.markdown, 'w').write('\n'.join('| ' + ' | '.join(o) + ' |' for o in lines) + '\n')
     print(f"\nResNet-18 at {a.size} pixels, {a.bs} images a batch, {a.device}, {a.threads} thread(s), torch {torch.__version__}, {a.rounds} rounds of {a.steps} steps")
-    if bad: sys.exit(f"More than 15 % above the prediction without an explanation: {', '.join(bad)}")
+    if bad: sys.exit(f"More than 15 % (memories: 5 %) above the prediction without an explanation: {', '.join(bad)}")
 
 if __name__ == '__main__': main()

@@ -8,7 +8,8 @@ root = Path(__file__).resolve().parent.parent
 sys.path[:0] = [str(root), str(root/'tests')]
 from helpers.photos import cat_batch, cat_network, cat_picture, cats
 from focusnet_fastai.see.network_view import NetworkView, shown_maps
-from focusnet_fastai.see.parts import class_bars, colours, figure_style, map_row, Page, show_bordered
+from focusnet_fastai.see.parts import class_bars, map_row, show_bordered
+from focusnet_fastai.see.page import colours, figure_style, Page
 
 
 def draw():

@@ -1,5 +1,5 @@
 "Two real processes that train together, over Gloo on the CPU"
-import json, os, signal, subprocess, sys, time
+import json, os, signal, time
 from pathlib import Path
 from textwrap import dedent
 
@@ -9,7 +9,8 @@ from fastai.vision.all import Learner, num_distrib
 from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.lab.distributed import left_plain, alone, by_all, by_first, on_all_devices, split_batches
 from focusnet_fastai.lab.study import read_result
-from helpers.two_processes import accelerate, command, env, launch, started
+from helpers import fresh
+from helpers.two_processes import accelerate, command, env, forked, launch, on_two_machines, started
 
 
 # --- in one process ---------------------------------------------------------------------------------------------------------
@@ -40,7 +41,8 @@ except ZeroDivisionError: pass
 assert DistributedDL._broadcast is old
 '''
     pytest.importorskip('accelerate')
-    subprocess.run([sys.executable, '-c', code], check=True, env=env, timeout=120)
+    out = fresh.python(code)
+    assert out.returncode == 0, out.stderr
 
 
 def test_alone(monkeypatch):
@@ -280,31 +282,17 @@ def crops(epochs:int=5, bs:int=32):
     t = digits(200, 0, epochs=epochs, dls=digits_dls(n_train=200, bs=bs, batch_tfms=[CropBatch(pad=2), FlipBatch()]))
     return t
 def go(name, cbs=None, log=noop): return run(crops, 'focusnet', 0, folder/name/'focusnet', log=log)
-by_first(lambda: (folder/'pids').mkdir(exist_ok=True)); (folder/'pids'/str(rank)).write_text(str(os.getpid()))
 '''
 
 
 def rows(path): return max(len(path.read_text().splitlines())-1, 0) if path.exists() else 0
 
 
-def kill_job(job, tmp_path):
-    "SIGKILL for the launcher and both of its processes"
-    pids = [job.pid] + [int((tmp_path/'pids'/o).read_text()) for o in '01']
-    for o in pids: os.kill(o, signal.SIGKILL)
-    job.wait(timeout=30)
-    for o in pids[1:]:
-        for _ in range(100):
-            if not Path(f'/proc/{o}').exists() or 'Z' in Path(f'/proc/{o}/stat').read_text().rsplit(')', 1)[1][:3]: break
-            time.sleep(.05)
-
-
 @pytest.mark.slow
-@pytest.mark.skipif(not Path('/proc/self/stat').exists(), reason='needs /proc')
 def test_error_kill_and_resume(tmp_path):
     "An error in one process ends the job; SIGKILL ends it at any time; in the end the weights are those of an undisturbed run"
     log = tmp_path/'cut'/'focusnet'/'log.csv'
     # the second process fails in its third epoch, and the first one does not wait for it
-    start = time.time()
     code, out, err = launch(tmp_path, RUN + dedent('''
     class Fails(Callback):
         def before_batch(self):
@@ -313,21 +301,20 @@ def test_error_kill_and_resume(tmp_path):
     go('cut')
     '''))
     assert code != 0 and 'no more' in err and rows(log) == 2, err[-4000:]
-    # killed in its fourth epoch
-    for o in '01': (tmp_path/'pids'/o).unlink()
-    job = started(tmp_path, RUN + dedent('''
+    # both killed in the fourth epoch
+    jobs = forked(tmp_path, RUN + dedent('''
     class Slow(Callback):
         def before_batch(self):
             if self.training and self.epoch>=3: time.sleep(1)
     defaults.callbacks += [Slow]
     go('cut')
-    '''), stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
-    try:
-        for _ in range(2400):
-            if rows(log) == 3 or job.poll() is not None: break
-            time.sleep(.05)
-        time.sleep(.3)
-    finally: kill_job(job, tmp_path)
+    '''))
+    for _ in range(2400):
+        if rows(log) == 3: break
+        time.sleep(.05)
+    time.sleep(.3)
+    for o in jobs: os.kill(o.pid, signal.SIGKILL)
+    assert [o.wait().returncode for o in jobs] == [-signal.SIGKILL]*2
     assert rows(log) == 3 and not (tmp_path/'cut'/'focusnet'/'result.json').exists()
     # continued by accelerate, beside an undisturbed run; with one process it is refused
     code, out, err = launch(tmp_path, RUN + dedent('''
@@ -351,6 +338,57 @@ def test_other_number_of_processes(tmp_path):
     from focusnet_fastai.lab.checkpoint import RunKeeper
     torch.save(dict(names=[], rows=[[0]], train_seconds=0., peak=0, state={}, parts=[{}, {}]), tmp_path/'checkpoint.pth')
     with pytest.raises(RunError, match='begun with 2 processes, and now there are 1'): RunKeeper(tmp_path)
+
+
+# --- logits that are kept ------------------------------------------------------------------------------------------------------
+
+REMEMBERED = '''
+from focusnet_fastai.remembered import RememberedBaseline
+from focusnet_fastai.data.fixed_views import fixed_views
+from focusnet_fastai.data.memory import CropBatch, FlipBatch
+connect()
+set_seed(0)
+report,base = dict(world=[num_distrib(), dist.get_world_size(), dist.get_backend()]),lenet5(10)
+if rank:
+    with torch.no_grad(): next(base.parameters()).add_(1.)
+class Look(Callback):
+    "What is looked up against what the first process's baseline says, and how many images this process knows after an epoch"
+    run_valid,order = False,1
+    def after_loss(self):
+        with torch.no_grad(): want = self.focus_net.frozen.frozen(self.x)
+        self.learn.worst = max(self.learn.worst, (want-self.focus_net.baseline_logits).abs().max().item())
+    def after_train(self): self.learn.known.append(int(self.focus_net.frozen.store.filled.sum()))
+def trained(kind):
+    tfms = [CropBatch(pad=2), FlipBatch()] if kind=='views' else []
+    dls = digits_dls(n_train=96, bs=16, batch_tfms=tfms)
+    learn = Learner(fixed_views(dls, 2) if tfms else dls, lenet5(10))
+    learn.worst,learn.known = 0.,[]
+    cbs = [FocusNetCallback(RememberedBaseline(base, folder=folder/kind)), Look()]
+    with on_all_devices(learn), learn.no_bar(), learn.no_logging(): learn.fit(4, 1e-3, cbs=cbs)
+    return learn
+for kind in ('same','views'):
+    first,again = trained(kind),trained(kind)
+    distrib_barrier()
+    report[kind] = dict(worst=gathered([first.worst, again.worst]), known=gathered([first.known, again.known]), equal=[same_in_both(o.model) for o in (first,again)],
+                        places=sorted(o.name for o in (folder/kind).iterdir()))
+if not rank: (folder/'report.json').write_text(json.dumps(report))
+'''
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize('machines', [1, 2])
+def test_remembered_logits(tmp_path, machines):
+    "Each process keeps the logits of the images that it meets, those of the first one's baseline; on one machine, and on two"
+    if machines == 1: ends = [launch(tmp_path, REMEMBERED)]
+    else: ends = on_two_machines(tmp_path, REMEMBERED)
+    assert all(code == 0 for code, _, _ in ends), [o[2][-3000:] for o in ends]
+    r = json.loads((tmp_path/'report.json').read_text())
+    assert r['world'] == [2, 2, 'gloo']
+    for kind in ('same', 'views'):
+        assert max(o for both in r[kind]['worst'] for o in both) < .02 and r[kind]['equal'] == [True, True]
+        a, b = [o.split('-', 1) for o in r[kind]['places']]
+        assert a[0] == b[0] and [a[1], b[1]] == ['0-of-2', '1-of-2']
+        for first, again in r[kind]['known']: assert first[0] == 48 < first[1] <= first[3] <= again[0] <= (96 if kind == 'same' else 192)
 
 
 # --- commands -----------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ from fastai.vision.all import noop
 from focusnet_fastai.lab.study import config_hash, read_result
 from focusnet_fastai.lab.checkpoint import RunKeeper
 from focusnet_fastai.data.digits import digits_dls
-from focusnet_fastai.lab.runs import run, run_config
+from focusnet_fastai.lab.runs import run, run_config, told_as_none
 from focusnet_fastai.methods.registry import find_method, methods, needs_baseline
 from focusnet_fastai.models import thin_resnet
 from focusnet_fastai.lab.recipes import one_cycle
@@ -32,9 +32,10 @@ def recipe(method): return staged if method in STAGES else small
 
 
 TERMS = dict(
-    baseline='', **dict.fromkeys(['focusnet', 'focusnet_released', 'focusnet_few'], 'cls attention entropy'), label_smoothing='cls', focal='focal', confidence_penalty='cls entropy', kd='cls kd', de_reverse_kd='cls kd',
+    baseline='', **dict.fromkeys(['focusnet', 'focusnet_released', 'focusnet_few', 'focus_class', 'focus_memory', 'focus_ema'], 'cls attention entropy'), label_smoothing='cls', focal='focal', confidence_penalty='cls entropy', kd='cls kd', de_reverse_kd='cls kd',
     tf_kd='cls kd', tf_kd_reg='cls virtual', cs_kd='cls kd', ddgsd='cls_a cls_b kl mmd', sla_sd='joint cls kd', dropmax='cent kl aux neg_entropy',
-    frskd='cls teacher kd feature', frskd_f='cls teacher kd', focus_frskd='cls attention entropy teacher feature', byot='cls shallow kd feature', one='cls branches ensemble kd')
+    frskd='cls teacher kd feature', frskd_f='cls teacher kd', focus_frskd='cls attention entropy teacher feature', byot='cls shallow kd feature', one='cls branches ensemble kd',
+    pskd='cls', ols='cls soft', maxsup='cls top')
 
 
 def ctrl_c_after(line):
@@ -119,6 +120,18 @@ def test_network_without_stages(tmp_path, method):
 def test_settings_are_in_the_configuration(method):
     "With their defaults, so that another value is another run"
     cfg = run_config(recipe(method), method, 0)
-    assert list(cfg['method_settings']) == [k for k in inspect.signature(find_method(method)).parameters if k not in ('base', 'baseline')]
+    params = {k: p for k, p in inspect.signature(find_method(method)).parameters.items() if k not in ('base', 'baseline')}
+    assert list(cfg['method_settings']) == [k for k, p in params.items() if p.default is not None or k in told_as_none]
     for k, v in cfg['method_settings'].items():
         if isinstance(v, float): assert config_hash(run_config(recipe(method), method, 0, **{k: v+.25})) != config_hash(cfg), k
+
+
+def test_new_arguments_at_none_are_not_named():
+    "So runs that were made before are found; given, they are a run of their own; those that stood there at None before still do"
+    plain = run_config(small, 'focusnet', 0)
+    assert plain['method_settings'] == dict(alpha=1., beta=1., rule='positive', label_smoothing=0., detach=False)
+    assert run_config(small, 'focusnet', 0, top_k=None) == plain and config_hash(run_config(small, 'focusnet', 0, top_k=3)) != config_hash(plain)
+    assert run_config(small, 'focusnet', 0, confidence=.9)['method_settings']['confidence'] == .9
+    assert run_config(small, 'kd', 0)['method_settings']['cls_weight'] is None
+    def grown(seed=0, epochs=2, warmup=None, lr=.1): pass
+    assert run_config(grown, 'baseline', 0, lr=None)['recipe_settings'] == dict(seed=0, epochs=2, lr=None)

@@ -19,6 +19,7 @@ def test_study(name, tmp_path):
     study = ROOT/'results'/name
     df = results(study)
     assert len(df) == STUDIES[name] and df.finished.all() and df.folder.is_unique
+    assert df[['temperature', 'nll_calibrated', 'ece_calibrated']].isna().all(axis=None) and df.ece.notna().all()  # kept from before there were any
     assert unpack_runs(study, tmp_path/'out') == len(df)
     again = results(tmp_path/'out')
     assert again.drop(columns='folder').equals(df.drop(columns='folder'))

