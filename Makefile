@@ -6,16 +6,20 @@ PACKAGING := settings.ini setup.py pyproject.toml
 # Tests draw without a screen, and use one thread each
 TESTING := MPLBACKEND=agg OMP_NUM_THREADS=1
 
-.PHONY: help demo test quick check lessons pytest test-browser test-tutorials lab export readme clean
+.PHONY: help demo test quick check lessons pytest test-browser test-tutorials lab export readme hooks docs dist try-wheel clean
 help:
 	@echo "make demo            set up, then train a baseline and a FocusNet on handwritten digits"
-	@echo "make quick           set up, then run the tests that are not marked slow (some four minutes on two cores)"
-	@echo "make test            set up, then run all checks, lessons and tests (some twenty minutes on two cores)"
-	@echo "make test-browser    the explorer in JupyterLab and Chromium, which is installed where apt can"
+	@echo "make quick           set up, then run the tests that are not marked slow (some two minutes on two cores)"
+	@echo "make test            set up, then run all checks, lessons and tests (some fifteen minutes on two cores)"
+	@echo "make test-browser    explorer, report and site in Chromium, which is installed where apt can"
 	@echo "make test-tutorials  run the tutorials whole (without a GPU some ten minutes each)"
 	@echo "make lab             JupyterLab in the project's environment"
 	@echo "make export          notebooks -> modules, and clean the notebooks"
 	@echo "make readme          nbs/index.ipynb -> README.md"
+	@echo "make hooks           git hooks that clean and export notebooks at each commit"
+	@echo "make docs            the site, in docs/_build (about a minute)"
+	@echo "make dist            source archive and wheel, in dist, with their metadata and contents checked"
+	@echo "make try-wheel       the wheel in empty environments (PYTHONS=\"python3.10 python3.13\"; some GB each)"
 
 .venv/.base: $(PACKAGING)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
@@ -24,6 +28,14 @@ help:
 
 .venv/.dev: .venv/.base
 	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
+	@touch $@
+
+.venv/.docs: .venv/.base
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]'
+	@touch $@
+
+.venv/.release: .venv/.base
+	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[release]'
 	@touch $@
 
 demo: .venv/.base
@@ -64,5 +76,19 @@ export: .venv/.dev
 readme: .venv/.dev
 	$(BIN)/python tools/readme.py
 
+hooks: .venv/.dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" nbdev-install-hooks
+	$(BIN)/pre-commit install
+
+docs: .venv/.docs
+	$(TESTING) $(BIN)/python docs/build.py
+
+dist: .venv/.release
+	$(BIN)/python tools/dist.py
+
+PYTHONS ?= $(PYTHON)
+try-wheel: .venv/.release
+	$(BIN)/python tools/try_wheel.py $(PYTHONS)
+
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist *.egg-info docs/_source docs/_build* docs/jupyter_execute

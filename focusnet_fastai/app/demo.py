@@ -12,6 +12,7 @@ from scipy.stats import t as student_t
 from fastai.vision.all import *
 from ..loss import multi_warm_label
 from ..focusnet import FocusNetCallback
+from ..focus import focus_callback
 from ..compare import Comparison
 from ..models import lenet5
 from ..data.digits import digits_dls
@@ -40,13 +41,14 @@ def train_seed(
     n_epoch:int=25, # of the baseline and of FocusNet each
     **focus # arguments of `FocusNetCallback`
 )->dict: # name: `Comparison` with the baseline
-    "Train baseline, twice-as-long baseline and FocusNet, and compare on the validation digits"
+    "Train baseline, twice-as-long baseline, FocusNet in one training and in two, and compare on the validation digits"
     set_seed(seed)
     dls = digits_dls(n_train=n_train, seed=seed)
     base = train_lenet(dls, n_epoch, seed)
     twice = train_lenet(dls, 2*n_epoch, seed)
     learn = train_lenet(dls, n_epoch, seed, cbs=FocusNetCallback(base, **focus))
-    others = {'twice as long': twice, 'focusnet': learn}
+    alone = train_lenet(dls, n_epoch, seed, cbs=focus_callback('few'))
+    others = {'twice as long': twice, 'one training': alone, 'focusnet': learn}
     return {k: Comparison(*o.paired_logits(base), vocab=dls.vocab, names=('baseline',k)) for k,o in others.items()}
 
 # %% ../../nbs/app/00_demo.ipynb #paired-interval
@@ -149,9 +151,10 @@ def plot_fixed(
 # %% ../../nbs/app/00_demo.ipynb #conclusion
 def _conclusion(s:pd.DataFrame)->list: # lines
     "The verdicts of `summary` in words"
-    row,twice = s.loc['focusnet'],s.loc['twice as long']
+    row,twice,alone = s.loc['focusnet'],s.loc['twice as long'],s.loc['one training']
     return [f"Verdict: FocusNet against the baseline: {row.verdict} ({row.difference} points, {row.interval}).",
-            f"         Training the baseline twice as long instead: {twice.verdict} ({twice.difference} points)."]
+            f"         Training the baseline twice as long instead: {twice.verdict} ({twice.difference} points).",
+            f"         FocusNet in one training, without a baseline (`learn.focus`): {alone.verdict} ({alone.difference} points)."]
 
 # %% ../../nbs/app/00_demo.ipynb #demo-report
 def report(
@@ -193,7 +196,7 @@ def run_demo(
 )->list: # one dict of comparisons a seed
     "Baseline against FocusNet on digits over several seeds: table, verdict and picture"
     start,runs = time.time(),[]
-    print(f"LeNet-5 on {n_train} handwritten digits, {n_epoch} epochs, {seeds} seeds; 3 networks a seed", flush=True)
+    print(f"LeNet-5 on {n_train} handwritten digits, {n_epoch} epochs, {seeds} seeds; 4 networks a seed", flush=True)
     for seed in range(seeds):
         runs.append(train_seed(seed, n_train, n_epoch, **focus))
         seconds = time.time()-start

@@ -11,7 +11,9 @@ from fastai.vision.all import *
 from matplotlib.figure import Figure
 from ..see.examples import digit_learners, digit_quality
 from ..see.items import is_index, item_list, pick_scenes, picture_dl
-from ..see.figures import show_confusion, show_fixed, show_focus, unshown
+from ..see.confusion import show_confusion
+from ..see.focus import show_fixed, show_focus
+from ..see.page import unshown
 from ..see.curves import plot_baseline_quality, plot_difficulty
 
 # %% ../../nbs/app/01_paper_figures.ipynb #check-out

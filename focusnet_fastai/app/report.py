@@ -4,20 +4,28 @@
 
 # %% auto #0
 __all__ = ['focusnet_better', 'advice', 'what_it_is', 'summary_section', 'surest', 'short_path', 'file_name', 'image_card',
-           'image_sections', 'top_confusions', 'confusion_section', 'maps_section', 'network_name', 'training_facts',
-           'training_section', 'loading_section', 'report_html', 'write_report']
+           'image_sections', 'top_confusions', 'shown_pairs', 'photo_plan', 'photo_looks', 'look_maps', 'photo_card',
+           'pair_id', 'pair_popover', 'confusion_section', 'diagnosis_section', 'suspects_section', 'maps_section',
+           'trust_section', 'network_name', 'training_facts', 'training_section', 'loading_section', 'report_html',
+           'write_report']
 
 # %% ../../nbs/app/03_report.ipynb #imports
 import io
 from fastcore import xml as h
 from fastai.vision.all import *
 from ..reference import Baseline, class_names, plain_network
-from ..compare import accuracy_sentence, Comparison, counted, first_up, heading
+from ..compare import accuracy_sentence, calibrated_sentence, Comparison, counted, first_up, heading
 from ..compare import probability_sentence, split_sentence, with_article
 from ..record import environment, write_whole
 from ..see.items import read_scenes
-from ..see.figures import show_contrast, show_focus, unshown
-from .page import confusion, data_uri, html_page, html_table, matrix_table, thumbnail
+from ..see.contrast import show_contrast
+from ..see.focus import show_focus
+from ..see.page import unshown
+from ..see.curves import plot_reliability
+from ..see.look import paired_looks
+from ..see.explore import confused_pairs, image_names, pair_images
+from .page import confusion, contrast_palette, data_uri, heat_palette, html_page, html_table, label_choice, map_uri
+from .page import matrix_table, popover, save_bar, thumbnail
 
 # %% ../../nbs/app/03_report.ipynb #better
 def focusnet_better(c:Comparison)->bool:
@@ -42,10 +50,16 @@ def what_it_is(c:Comparison)->str:
             f"with more weight on telling apart the classes that {base} confuses. Each works without the other.")
 
 # %% ../../nbs/app/03_report.ipynb #summary
+_heads = ['network', 'accuracy', 'negative log-likelihood', 'calibration error (ECE)', 'temperature', 'likelihood with it', 'ECE with it']
+
+def _digits(v, n=4)->str: return '–' if math.isnan(v) else f'{v:.{n}f}'
+
+# %% ../../nbs/app/03_report.ipynb #summary-numbers
 def _numbers(c)->h.FT:
-    "Accuracy and calibration of both networks"
-    rows = [[n, f'{r.accuracy:.2%}', f'{r.nll:.4f}', f'{r.ece:.4f}'] for n,r in zip(c.names, c.df.itertuples())]
-    return html_table(rows, ['network', 'accuracy', 'negative log-likelihood', 'calibration error (ECE)'], (1,2,3))
+    "Accuracy and calibration of both networks, as they are and after one temperature"
+    rows = [[n, f'{r.accuracy:.2%}', f'{r.nll:.4f}', f'{r.ece:.4f}', _digits(r.temperature, 2), _digits(r.nll_calibrated),
+             _digits(r.ece_calibrated)] for n,r in zip(c.names, c.df.itertuples())]
+    return html_table(rows, _heads, range(1, 7))
 
 # %% ../../nbs/app/03_report.ipynb #summary-section
 def summary_section(c:Comparison)->h.FT:
@@ -147,38 +161,230 @@ def _pairs_table(c)->h.FT:
     if not rows: return h.P("Neither network makes a mistake.")
     return html_table(rows, ['true class', 'taken for', *c.names, 'change'], (2,3,4))
 
+# %% ../../nbs/app/03_report.ipynb #shown-pairs
+def shown_pairs(
+    c:Comparison,
+    n:int=15 # classes, at most
+)->tuple: # class indices, and pairs (true, answer) among them
+    "The classes that are confused most, and their confused pairs, the most frequent first"
+    pairs = [(o.true,o.predicted) for o in confused_pairs(c, 'either').itertuples()]
+    classes = list(range(len(c.vocab)))
+    if len(classes)>n: classes = list(dict.fromkeys(j for pair in pairs for j in pair))[:n]
+    return classes,[(t,p) for t,p in pairs if t in classes and p in classes]
+
+# %% ../../nbs/app/03_report.ipynb #photo-plan
+def photo_plan(
+    c:Comparison,
+    pairs:list, # (true, answer), the most important first
+    most:int=150, # photographs in all
+    each:int=6 # photographs of a pair, at most
+)->dict: # pair -> images
+    "Which photographs stand behind the numbers"
+    found = {o: pair_images(c, *o)[:each] for o in pairs}
+    turns = [o for k in range(each) for o in pairs if k<len(found[o])][:most]
+    return {o: found[o][:turns.count(o)] for o in dict.fromkeys(turns)}
+
+# %% ../../nbs/app/03_report.ipynb #looks-or-images
+def _looks(learn, base, dl, todo, zoom)->list: # what is seen of each image; photographs alone where there are no maps
+    trues,wrongs,idxs = map(list, zip(*todo))
+    try: return paired_looks(learn, base, idxs, trues, wrongs, dl, zoom=zoom, size=(20,20))
+    except Exception: return read_scenes(learn, idxs, dl).images
+
+# %% ../../nbs/app/03_report.ipynb #photo-looks
+def photo_looks(
+    learn:Learner,
+    base, # as for `show_focus`
+    dl, # the images, in the order of the comparison
+    plan:dict, # see `photo_plan`
+    zoom:float=1, # for finer maps, for `zoom**2` times the work
+    bs:int=32 # images at a time
+)->dict: # pair -> tuples of an image's index and what is seen of it
+    "Look at the photographs behind the numbers"
+    todo = [(*o,i) for o,idxs in plan.items() for i in idxs]
+    seen = [o for part in chunked(todo, bs) for o in _looks(learn, base, dl, part, zoom)]
+    return groupby([((t,p),(i,o)) for (t,p,i),o in zip(todo, seen)], 0, 1)
+
+# %% ../../nbs/app/03_report.ipynb #look-maps
+def _map_box(values, palette, words)->h.FT:
+    "A map over the photograph of the card"
+    picture = f'background-image:url({map_uri(values, palette)}),var(--p)'
+    return h.Figure(h.Div(cls='shot', role='img', aria_label=words, style=picture), h.Figcaption(words))
+
+def look_maps(
+    o, # a `Look`
+    c:Comparison # with the names
+)->h.FT:
+    "Class maps and contrast maps of both networks"
+    true,wrong = c.vocab[o.true],c.vocab[o.wrong]
+    rival = c.vocab[o.others[0]] if len(o.others)==1 else f'{len(o.others)} others'
+    boxes = []
+    for name,(a,b),m in zip(c.names, o.cams, o.contrasts):
+        boxes += [h.B(name), _map_box(a, heat_palette(), f'for {wrong}'), _map_box(b, heat_palette(), f'for {true}'),
+                  _map_box((m+1)/2, contrast_palette(), f'{true} against {rival}')]
+    return h.Div(*boxes, cls='maps')
+
+# %% ../../nbs/app/03_report.ipynb #photo-card
+def photo_card(
+    c:Comparison,
+    i:int, # which image
+    o, # a `Look`, or the image alone
+    wrong:int, # the class that it is taken for
+    name:str, # of its file, or 'image 3'
+    choose:bool=False # offer a check box for a wrong label?
+)->h.FT:
+    "A photograph, both answers, and its maps"
+    image = getattr(o, 'image', o)
+    true,(high,wide) = c.vocab[c.y[i]],image.shape[:2]
+    answers = [h.Div(f'{n}: ', _answer(c, z, i)) for n,z in zip(c.names, (c.zb,c.z))]
+    choice = [label_choice(name, true, c.vocab[wrong])]*choose
+    shot = h.Div(cls='shot', role='img', aria_label=f'{name}: {true}')
+    photo = h.Figure(shot, h.Figcaption(*answers, h.Div(name, cls='file'), *choice))
+    maps = [look_maps(o, c)] if hasattr(o, 'cams') else []
+    return h.Div(photo, *maps, cls='photo', style=f'--p:url({thumbnail(image, 128)});--r:{wide}/{high}')
+
+# %% ../../nbs/app/03_report.ipynb #pair-words
+def pair_id(pair)->str: return 'pair-{}-{}'.format(*pair) # of what a number opens
+
+def _pair_words(c, pair, n)->str:
+    "How many images there are, and how many are shown"
+    counts = [int(((c.y==pair[0]) & (o==pair[1])).sum()) for o in (c.base_pred,c.pred)]
+    words = ', '.join(f'{name} {k}' for name,k in zip(c.names, counts))
+    here = "is the image" if n==1 else f"are the {n} images"
+    few = n<len(pair_images(c, *pair))
+    return f"Images: {words}." + few*f" Here {here} on which a network was surest."
+
+# %% ../../nbs/app/03_report.ipynb #pair-popover
+_key = ("A map shows where a network sees evidence for a class, the brighter, the more. In the last one red speaks for the true class "
+        "and blue for the classes that the baseline confuses with it.")
+
+def pair_popover(
+    c:Comparison,
+    pair:tuple, # class indices: true, answer
+    seen:list, # of `photo_looks`
+    names:list # of all images
+)->h.FT:
+    "The photographs behind a number"
+    files = not names[0].startswith('image ')
+    cards = [photo_card(c, i, o, pair[1], names[i], files) for i,o in seen]
+    key = [h.P(_key, cls='file')]*hasattr(seen[0][1], 'cams')
+    title = f'{c.vocab[pair[0]]} taken for {c.vocab[pair[1]]}'
+    return popover(pair_id(pair), title, h.P(_pair_words(c, pair, len(seen))), *cards, *key)
+
 # %% ../../nbs/app/03_report.ipynb #matrices
-def _matrices(c)->list:
+def _some(m, classes)->Tensor:
+    "A confusion matrix of some classes, with a column for all others"
+    rows = m[classes]
+    part = rows[:,classes]
+    return part if len(classes)==len(m) else torch.cat([part, (rows.sum(1)-part.sum(1))[:,None]], 1)
+
+# %% ../../nbs/app/03_report.ipynb #matrix-one
+def _matrix(c, pred, name, classes, plan)->h.FT:
+    "The matrix of one network"
+    at = {j: k for k,j in enumerate(classes)}
+    opens = {(at[t],at[p]): pair_id((t,p)) for t,p in plan}
+    m = confusion(c.y, pred, len(c.vocab))
+    return matrix_table(_some(m, classes), [c.vocab[j] for j in classes], name, opens, m[classes].sum(1).tolist())
+
+# %% ../../nbs/app/03_report.ipynb #matrices-both
+def _matrices(c, classes, plan)->list:
     "Both matrices, and how to read them"
-    tables = [matrix_table(confusion(c.y, p, len(c.vocab)), c.vocab, o) for p,o in zip((c.base_pred,c.pred), c.names)]
+    tables = [_matrix(c, p, o, classes, plan) for p,o in zip((c.base_pred,c.pred), c.names)]
     key = "A row is a true class. Grey: right, red: wrong, and the darker, the larger the share of the class."
-    return [h.Div(*tables, cls='matrices'), h.P(key)]
+    how = " A number that is underlined opens its photographs."*bool(plan)
+    most = f" Of {len(c.vocab)} classes, these {len(classes)} are confused most."*(len(classes)<len(c.vocab))
+    return [h.Div(*tables, cls='matrices'), h.P(key + how + most)]
 
 # %% ../../nbs/app/03_report.ipynb #confusion-section
 def confusion_section(
     c:Comparison,
-    max_classes:int=20 # of the matrices
+    max_classes:int=15, # of the matrices
+    seen:dict=None, # photographs behind the numbers, see `photo_looks`
+    names:list=None # of all images
 )->h.FT:
     "Which classes are confused, before and after"
-    n = len(c.vocab)
-    matrices = _matrices(c) if n<=max_classes else [h.P(f"Matrices of {n} classes would not fit on the page.")]
+    classes,pairs = shown_pairs(c, max_classes)
+    seen = seen or {}
     what = h.P("Numbers of images; the most frequent confusions of either network, the baseline's first.")
-    return h.Section(h.H2('Confusions before and after'), what, _pairs_table(c), *matrices)
+    matrices = _matrices(c, classes, seen) if pairs else []
+    photos = [pair_popover(c, o, s, names) for o,s in seen.items()]
+    return h.Section(h.H2('Confusions before and after'), what, _pairs_table(c), *matrices, *photos)
+
+# %% ../../nbs/app/03_report.ipynb #class-index
+def _class_index(o, vocab)->int: return vocab.index(str(o)) if str(o) in vocab else -1
+
+# %% ../../nbs/app/03_report.ipynb #sentence
+def _sentence(text)->h.FT:
+    "A text in which what stands between backticks is code"
+    parts = first_up(text).split('`')
+    return h.Div(*[[o, h.Code(o)][i%2] for i,o in enumerate(parts)])
+
+# %% ../../nbs/app/03_report.ipynb #verdict-item
+def _verdict_item(c, row, seen)->h.FT:
+    "What a diagnosis says of a pair"
+    pair = tuple(_class_index(row[o], c.vocab) for o in ('true','predicted'))
+    words = f"{row['true']} taken for {row['predicted']}: {row['count']}"
+    count = h.Button(words, popovertarget=pair_id(pair)) if pair in seen else h.Span(words)
+    remedy = [_sentence(f"What helps: {row['remedy']}")] if row.get('remedy') else []
+    return h.Li(count, ' ', h.Strong(str(row['verdict'])), _sentence(str(row['why'])), *remedy)
+
+# %% ../../nbs/app/03_report.ipynb #diagnosis-section
+def diagnosis_section(
+    c:Comparison,
+    diagnosis, # its `df` has columns `true`, `predicted`, `count`, `verdict`, `why`
+    seen:dict, # photographs behind the numbers, see `photo_looks`
+    most:int=12 # pairs, at most
+)->h.FT:
+    "Cause and remedy of the most confused pairs"
+    rows = diagnosis.df.head(most).to_dict('records')
+    items = h.Ul(*[_verdict_item(c, o, seen) for o in rows], cls='verdicts') if rows else h.P('No pair is confused.')
+    return h.Section(h.H2('Which cause, what remedy'), items)
+
+# %% ../../nbs/app/03_report.ipynb #suspects
+def _suspect(row, image, name)->h.FT:
+    "A photograph of the training whose label looks wrong"
+    shot = h.Img(src=thumbnail(image, 128), alt=f"{name}: {row['label']}", cls='pixels' if max(image.shape[:2])<100 else None)
+    words = [h.Div('label: ', h.Strong(str(row['label']))), h.Div('looks like: ', h.Strong(str(row['suggested']))), h.Div(name, cls='file')]
+    return h.Figure(shot, h.Figcaption(*words, label_choice(name, str(row['label']), str(row['suggested']))), cls='card')
+
+# %% ../../nbs/app/03_report.ipynb #suspects-section
+def suspects_section(
+    learn:Learner,
+    suspicious, # a DataFrame with columns `index` (of the training images), `label`, `suggested`
+    most:int=48 # photographs, at most
+)->h.FT:
+    "Training images whose label looks wrong, each with a check box"
+    rows = suspicious.head(most).to_dict('records')
+    if not rows: return h.Section(h.H2('Labels that look wrong'), h.P("There are none."))
+    idxs,names = [int(o['index']) for o in rows],image_names(learn, learn.dls.train)
+    images = [o for part in chunked(idxs, 32) for o in read_scenes(learn, part, learn.dls.train).images]
+    what = "Images of the training, the most doubtful label first. Check those that are wrong, save labels.csv, and train again with "
+    cards = [_suspect(r, im, names[i]) for r,im,i in zip(rows, images, idxs)]
+    what = h.P(what, h.Code("folder_dls(folder, labels='labels.csv')"), ".")
+    return h.Section(h.H2('Labels that look wrong'), what, h.Div(*cards, cls='cards'))
 
 # %% ../../nbs/app/03_report.ipynb #maps
-def _figure_png(draw, learn, base, idxs, dl, names, zoom=1)->bytes:
-    "A figure of both networks as a PNG file"
+def _png(fig)->str:
+    "A figure as part of the page"
     f = io.BytesIO()
-    unshown(draw(learn, base, idxs, dl, names=names, zoom=zoom)).savefig(f, format='png', dpi=130, bbox_inches='tight')
-    return f.getvalue()
+    unshown(fig).savefig(f, format='png', dpi=130 if fig.get_figwidth()>5 else 200, bbox_inches='tight')
+    return data_uri(f.getvalue())
+
+# %% ../../nbs/app/03_report.ipynb #picture-twice
+def _picture(
+    draw, # from a width to a figure
+    alt:str # what it shows
+)->h.FT:
+    "A figure drawn twice: for a wide screen, and for a phone"
+    wide,narrow = [_png(draw(o)) for o in (None,'column')]
+    return h.ft('picture', h.Source(media='(max-width:40rem)', srcset=narrow), h.Img(src=wide, alt=alt, cls='wide'))
 
 # %% ../../nbs/app/03_report.ipynb #maps-or-why
 def _maps(draw, what, learn, base, c, dl, idxs, zoom=1)->h.FT:
     "A figure of the networks, or why there is none"
     if not idxs: return h.P("No image was fixed.")
-    try: png = _figure_png(draw, learn, base, idxs, dl, c.names, zoom)
+    alt = f"{what} for {counted(len(idxs), 'fixed image')}"
+    try: return _picture(lambda width: draw(learn, base, idxs, dl, names=c.names, zoom=zoom, width=width), alt)
     except Exception as e: return h.P(f"There are no class maps of these networks: {e}")
-    return h.Div(h.Img(src=data_uri(png), alt=f"{what} for {len(idxs)} fixed images", cls='wide'), cls='scroll')
 
 # %% ../../nbs/app/03_report.ipynb #maps-section
 def maps_section(
@@ -187,12 +393,22 @@ def maps_section(
     c:Comparison,
     dl, # the images, in the order of the comparison
     n:int=3, # images, at most
-    zoom:float=1 # how many times as high and wide the pictures for the maps are: finer ones
+    zoom:float=1 # how many times as high and wide the pictures for the maps are: finer ones, for `zoom**2` times the work
 )->h.FT:
     "Probabilities, class maps (Figure 1) and contrast maps of both networks"
     given = learn, base, c, dl, surest(c.fixed, c.zb)[:n], zoom
     why = [h.H3('Why this class, and not the ones it is confused with'), _maps(show_contrast, 'Contrast maps', *given)] if given[4] else []
     return h.Section(h.H2('Where the networks look'), _maps(show_focus, 'Probabilities and class maps', *given), *why)
+
+# %% ../../nbs/app/03_report.ipynb #trust-section
+def trust_section(c:Comparison)->h.FT:
+    "How sure the networks are, and how often right"
+    if not (c.z.isfinite().all() and c.zb.isfinite().all()): return h.Section()
+    what = ("Where a curve runs along the dashed line, as many answers are right as the network thinks; below it, fewer. "
+            "Below each diagram stands how many images there are: where there are few, a curve says little.")
+    each = [h.Img(src=_png(plot_reliability({n: z}, c.y)), alt=f'{n}: reliability', cls='panel') for n,z in zip(c.names, (c.zb,c.z))]
+    words = [h.P(o) for o in (what,calibrated_sentence(c)) if o]
+    return h.Section(h.H2('How far the probabilities can be trusted'), *words, h.Div(*each, cls='matrices'))
 
 # %% ../../nbs/app/03_report.ipynb #network-name
 def _arch(learn:Learner): return getattr(learn, 'arch', type(plain_network(learn.model)))
@@ -260,16 +476,23 @@ def report_html(
     export:str='focusnet.pkl', # file of the exported learner
     n:int=8, # fixed and broken images, at most
     n_maps:int=3, # fixed images with class maps, at most
-    zoom:float=1, # for finer class maps, see `show_focus`
-    compared:Comparison=None # of the images of `dl`, where it is there already
+    zoom:float=1, # for finer class maps, see `show_focus`; `zoom**2` times the work
+    compared:Comparison=None, # of the images of `dl`, where it is there already
+    diagnosis=None, # of the confused pairs, with tables `df` and `suspicious`
+    n_photos:int=150 # photographs behind the numbers of the matrices, at most
 )->str:
     "The whole page"
     dl = (learn.dls.valid if dl is None else dl).new(shuffle=False, drop_last=False)
     c = compared or Comparison(*learn.paired_logits(base, dl), vocab=class_names(learn.dls), names=names)
+    seen = photo_looks(learn, base, dl, photo_plan(c, shown_pairs(c)[1], n_photos), zoom)
     top = [h.P(title, cls='over'), h.H1(heading(c)), h.P(advice(c), cls='advice'), h.P(what_it_is(c)), summary_section(c)]
-    middle = [*image_sections(learn, c, dl, n), maps_section(learn, base, c, dl, n_maps, zoom), confusion_section(c)]
+    causes = [] if diagnosis is None else [diagnosis_section(c, diagnosis, seen)]
+    suspects = [] if diagnosis is None else [suspects_section(learn, diagnosis.suspicious)]
+    confusions = confusion_section(c, seen=seen, names=image_names(learn, dl))
+    maps = maps_section(learn, base, c, dl, n_maps, zoom)
+    middle = [*causes, confusions, *image_sections(learn, c, dl, n), maps, trust_section(c), *suspects]
     end = [training_section(learn, base, settings), loading_section(export), h.Footer(f"Written on {time.strftime('%Y-%m-%d %H:%M')}.")]
-    return html_page(title, *top, *middle, *end)
+    return html_page(title, h.Main(*top, *middle, *end), save_bar(c.vocab))
 
 # %% ../../nbs/app/03_report.ipynb #write-report
 def write_report(

@@ -7,13 +7,21 @@ from focusnet_fastai.app.cli import focusnet_run, focusnet_table, focusnet_train
 from focusnet_fastai.app.photo_network import digit_photos, photo_learner
 from focusnet_fastai.app.checks import result_files
 from focusnet_fastai.app.photo_files import GivenBaseline
+from focusnet_fastai.app.photo_training import train_photos
+from helpers import fresh
 
 bindir = Path(sys.executable).parent
 quick = ('--no-pretrained', '--size', '32', '--workers', '0')
+tiny = ('--arch', 'squeezenet1_1')
+pytestmark = pytest.mark.usefixtures('own_home')
 
 
 def command(name, *args, **kw):
+    "In a new interpreter; `fresh.command` is quicker"
     return subprocess.run([bindir/name, *map(str, args)], capture_output=True, text=True, timeout=300, **kw)
+
+
+small = dict(size=32, pretrained=False, workers=0, arch='squeezenet1_1', precision='no')  # a training in this process
 
 
 def mistake(f, *args, **kw):
@@ -25,7 +33,11 @@ def mistake(f, *args, **kw):
 @pytest.fixture(scope='module')
 def photos(tmp_path_factory):
     "Three classes of digits as PNG files"
-    return digit_photos(tmp_path_factory.mktemp('cli')/'photos', (3, 8, 9), n=30)
+    return digit_photos(tmp_path_factory.mktemp('cli')/'photos', (3, 8, 9), n=10)
+
+
+@pytest.fixture(scope='module')
+def few(tmp_path_factory): return digit_photos(tmp_path_factory.mktemp('cli')/'few', (3, 8), n=10)
 
 
 @pytest.fixture(scope='module')
@@ -46,10 +58,13 @@ def test_train_writes_everything(trained):
     assert '\r' not in res.stdout and not res.stderr, res.stderr
     lines = res.stdout.splitlines()
     assert sum(o.startswith(('epoch 1/2', 'epoch 2/2')) for o in lines) == 4
-    assert any(o.startswith('left out: damaged/3/zz.png: ') for o in lines) and 'damaged: 3 classes, 72 photos for training, 18 for validation, 4 a batch' in lines
+    assert any(o.startswith('left out: damaged/3/zz.png: ') for o in lines) and 'damaged: 3 classes, 24 photos for training, 6 for validation, 4 a batch' in lines
     assert [('entropy' in o) for o in lines if o.startswith('epoch 2/2')] == [False, True]
     html = (out/'report.html').read_text(encoding='utf-8')
     about = json.loads((out/'focusnet.json').read_text())
+    kept = [o for o in lines if 'Photos are decoded once: ' in o]
+    assert len(kept) == 1 and 'kept_photos' in kept[0] and kept[0].startswith('This network trains ') and about['precision'] in ('bf16', 'float32')
+    assert f"<td>{about['precision']}</td>" in html.replace(' class="text"', '')
     assert about['arch'] == 'resnet18' and about['classes'] == ['3', '8', '9'] and about['size'] == 32
     for r in about['results'].values(): assert f"{r['accuracy']:.2%}" in html and f"{r['ece']:.4f}" in html
     assert f"Fixed: {about['fixed']}. Broken: {about['broken']}." in html and 'damaged' in html and about['bs'] == 4
@@ -75,7 +90,7 @@ weights = torch.load({str(out/'focusnet.pth')!r}, weights_only=True)
 same = all(torch.equal(v, weights[k]) for k,v in learn.model.state_dict().items())
 print(json.dumps([name, probs.sum().item(), same, list(learn.dls.vocab), [type(o).__name__ for o in learn.cbs]]))
 '''
-    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, timeout=300, cwd=out.parent)
+    res = fresh.python(code, cwd=out.parent)
     assert res.returncode == 0, res.stderr[-2000:]
     name, total, same, vocab, cbs = json.loads(res.stdout.splitlines()[-1])
     assert name in vocab and vocab == ['3', '8', '9'] and abs(total-1) < 1e-4 and same
@@ -89,7 +104,6 @@ def test_train_against_a_given_baseline(trained, photos, tmp_path):
     "Weights with their JSON file, and an exported learner; a second training into the same folder is refused"
     out, _ = trained
     lines = []
-    from focusnet_fastai.app.photo_training import train_photos
     learn, base = train_photos(photos, tmp_path/'a', baseline=out/'baseline.pth', epochs=1, pretrained=False, workers=0, log=lines.append)
     weights = torch.load(out/'baseline.pth', weights_only=True)
     assert all(torch.equal(v.cpu(), weights[k]) for k, v in base.model.state_dict().items())
@@ -105,13 +119,27 @@ def test_train_against_a_given_baseline(trained, photos, tmp_path):
     assert [o for o in lines if 'baseline.pkl is loaded as an exported learner, which can run code' in o]
 
 
-@pytest.mark.slow
-def test_a_seed_gives_the_same_weights(photos, tmp_path):
-    from focusnet_fastai.app.photo_training import train_photos
-    two = digit_photos(tmp_path/'two', (3, 8), n=8)
-    runs = [train_photos(two, tmp_path/f'{i}', epochs=1, size=32, seed=s, pretrained=False, workers=0, log=lambda o: None)[0] for i, s in enumerate((5, 5, 6))]
+def test_a_seed_gives_the_same_weights(few, tmp_path):
+    runs = [train_photos(few, tmp_path/f'{i}', epochs=1, seed=s, log=lambda o: None, **small)[0] for i, s in enumerate((5, 5, 6))]
     a, b, c = [torch.cat([p.detach().flatten().cpu() for p in o.model.parameters()]) for o in runs]
     assert torch.equal(a, b) and not torch.equal(a, c)
+
+
+@pytest.mark.slow
+def test_precision_and_cache_as_asked_for(photos, tmp_path):
+    "In bfloat16, with pictures in a folder; what is exported is plain float32. And without either"
+    from focusnet_fastai.app.photo_training import train_photos
+    from focusnet_fastai.data.photo_cache import KeptPhotosDL
+    two, lines = digit_photos(tmp_path/'two', (3, 8), n=8), []
+    how = dict(epochs=1, size=32, pretrained=False, workers=0, log=lambda o: lines.append(str(o)))
+    learn, _ = train_photos(two, tmp_path/'a', precision='bf16', cache=tmp_path/'kept', **how)
+    assert [o for o in lines if o.startswith('This network trains in bf16, as asked for. Photos are decoded once: ') and str(tmp_path/'kept') in o]
+    assert type(learn.dls.train) is KeptPhotosDL and (tmp_path/'kept'/'pictures.bytes').stat().st_size > 0
+    assert json.loads((tmp_path/'a'/'focusnet.json').read_text())['precision'] == 'bf16'
+    assert not [o for o in learn.cbs if type(o).__name__ in ('HalfPrecision', 'ChannelsLast')] and all(p.is_contiguous() for p in learn.model.parameters())
+    lines.clear()
+    learn, _ = train_photos(two, tmp_path/'b', precision='no', cache=False, **how)
+    assert 'This network trains in float32, as asked for. Photos are decoded in every epoch.' in lines and type(learn.dls.train) is not KeptPhotosDL
 
 
 @pytest.mark.slow
@@ -137,6 +165,8 @@ def test_mistakes_end_with_a_sentence(trained, photos, tmp_path):
         ((photos,), dict(arch='resnet81'), 'did you mean resnet'), ((photos,), dict(arch='vit_b_16'), 'cannot make a classifier of vit_b_16'),
         ((photos,), dict(size=8), '--size must be at least 32'), ((photos,), dict(epochs=0), '--epochs must be'), ((photos,), dict(bs=1), '--bs must be'),
         ((photos,), dict(lr=-1.), '--lr must be'), ((photos,), dict(valid_pct=1.), '--valid-pct must'), ((photos,), dict(rule='warm'), "--rule must be"),
+        ((photos,), dict(precision='half'), "--precision must be one of 'auto', 'bf16'"), ((photos,), dict(precision='fp16'), 'float16 needs a GPU'),
+        ((photos,), dict(cache=str(photos/'3')), 'which lies among the photos: choose another folder (--cache)'),
         ((photos,), dict(settings='best'), "--settings must be one of 'recommended', 'paper'"), ((photos,), dict(seeds=0), '--seeds must be at least 1'), ((photos,), dict(alpha=-1.), '--alpha must be'),
         ((photos,), dict(out=str(photos/'out')), 'among the photos'), ((photos,), dict(out=str(tmp_path/'file')), 'is a file'),
         ((photos,), dict(out=str(tmp_path/'file'/'x')), 'cannot be written'),
@@ -176,26 +206,22 @@ def test_weights_are_weights_whatever_their_ending(trained, photos, tmp_path, na
     assert not (tmp_path/'ran').exists()
 
 
-@pytest.mark.slow
-def test_a_training_that_diverges(photos, tmp_path):
+def test_a_training_that_diverges(few, tmp_path):
     "Is stopped with its epoch: a baseline is not kept then, a good one stays"
     from focusnet_fastai.app.photo_network import Diverged
-    from focusnet_fastai.app.photo_training import train_photos
-    how, lines = dict(epochs=3, size=32, pretrained=False, workers=0, log=lambda o: lines.append(str(o))), []
-    with pytest.raises(Diverged, match='^Baseline: The training diverged in epoch 1 of 3: .*Nothing was written.'): train_photos(photos, tmp_path/'a', lr=1e9, **how)
+    how, lines = dict(epochs=3, log=lambda o: lines.append(str(o)), **small), []
+    with pytest.raises(Diverged, match='^Baseline: The training diverged in epoch 1 of 3: .*Nothing was written.'): train_photos(few, tmp_path/'a', lr=1e9, **how)
     assert not list((tmp_path/'a').iterdir()) and not [o for o in lines if o.startswith('epoch 2/3')]
-    good = train_photos(photos, tmp_path/'b', **{**how, 'epochs': 1})
+    good = train_photos(few, tmp_path/'b', **{**how, 'epochs': 1})
     kept = {o.name: o.read_bytes() for o in (tmp_path/'b').iterdir()}
-    with pytest.raises(ValueError, match='The training (has )?diverged in epoch'): train_photos(photos, tmp_path/'c', baseline=tmp_path/'b'/'baseline.pth', lr=1e9, **how)
+    with pytest.raises(ValueError, match='The training (has )?diverged in epoch'): train_photos(few, tmp_path/'c', baseline=tmp_path/'b'/'baseline.pth', lr=1e9, **how)
     assert good and {o.name: o.read_bytes() for o in (tmp_path/'b').iterdir()} == kept
 
 
-@pytest.mark.slow
-def test_several_seeds(photos, tmp_path):
+def test_several_seeds(few, tmp_path):
     "A folder each, another network each, the same photos for validation, and one verdict"
-    from focusnet_fastai.app.photo_training import train_photos
     lines = []
-    train_photos(photos, tmp_path/'out', epochs=1, seeds=2, seed=4, size=32, pretrained=False, workers=0, settings='paper', log=lambda o: lines.append(str(o)))
+    train_photos(few, tmp_path/'out', epochs=1, seeds=2, seed=4, settings='paper', log=lambda o: lines.append(str(o)), **small)
     found = json.loads((tmp_path/'out'/'seeds.json').read_text())
     assert [o['seed'] for o in found['seeds']] == [4, 5] and sorted(o.name for o in (tmp_path/'out').iterdir()) == ['seed-4', 'seed-5', 'seeds.json']
     kind = 'FocusNet' if sum(o['FocusNet']-o['Baseline'] for o in found['seeds']) > 0 else 'Baseline'
@@ -204,13 +230,12 @@ def test_several_seeds(photos, tmp_path):
     assert found['verdict'] in lines and '95 % interval' in found['verdict'] and lines[-1].startswith(f"Keep {found['keep']}")
     about = [json.loads((tmp_path/'out'/f'seed-{i}'/'focusnet.json').read_text()) for i in (4, 5)]
     assert all(o['loss'] == dict(alpha=1., beta=1., rule='positive', label_smoothing=0., detach=False) for o in about)
-    first = [torch.load(tmp_path/'out'/f'seed-{i}'/'baseline.pth', weights_only=True)['0.0.weight'] for i in (4, 5)]
+    first = [next(iter(torch.load(tmp_path/'out'/f'seed-{i}'/'baseline.pth', weights_only=True).values())) for i in (4, 5)]
     assert not torch.equal(*first)
-    assert 'holds results already (seed-4' in mistake(focusnet_train, str(photos), out=str(tmp_path/'out'), seeds=2, seed=4)
+    assert 'holds results already (seed-4' in mistake(focusnet_train, str(few), out=str(tmp_path/'out'), seeds=2, seed=4)
 
 
 def test_an_unknown_network_is_noticed_first(photos, tmp_path):
-    from focusnet_fastai.app.photo_training import train_photos
     lines = []
     with pytest.raises(ValueError, match='did you mean') as e: train_photos(photos, tmp_path/'out', arch='resnet19', log=lines.append)
     names = str(e.value).split('did you mean ')[1].rstrip('?').split(', ')
@@ -231,7 +256,6 @@ def test_a_file_that_vanishes(photos, tmp_path):
     assert bad.name in text and 'Traceback' not in text and '\n' not in text and len(text) < 300, text
 
 
-@pytest.mark.slow
 def test_names_that_cannot_be_printed(tmp_path):
     "On a console of code page 1252: class folders in Chinese, and with bytes that are no UTF-8"
     photos = digit_photos(tmp_path/'photos', (3, 8), n=6)
@@ -239,7 +263,7 @@ def test_names_that_cannot_be_printed(tmp_path):
     try: (photos/'8').rename(os.fsdecode(os.fsencode(photos)+b'/caf\xe9'))
     except OSError: pass  # a file system that takes UTF-8 only
     (photos/'\u72ac'/'\u732b.png').write_bytes(b'no image')
-    res = command('focusnet-train', photos, '--epochs', 1, *quick, '--out', tmp_path/'out', env={**os.environ, 'PYTHONIOENCODING': 'cp1252'}, encoding='cp1252')
+    res = fresh.command('focusnet-train', photos, '--epochs', 1, *quick, *tiny, '--out', tmp_path/'out', env={**os.environ, 'PYTHONIOENCODING': 'cp1252'}, encoding='cp1252')
     assert res.returncode == 0 and 'Traceback' not in res.stderr, res.stderr[-2000:]
     assert 'left out: ' in res.stdout and '?.png' in res.stdout
     html = (tmp_path/'out'/'report.html').read_text(encoding='utf-8')
@@ -272,27 +296,22 @@ def test_wrong_arguments_and_bad_folder_from_a_shell(tmp_path):
         assert res.returncode == 1 and words in res.stderr and not res.stdout, (args, res)  # before fastai was loaded
 
 
-@pytest.mark.slow
-def test_a_full_disk(photos, tmp_path):
+def test_a_full_disk(few, tmp_path):
     "No file may grow beyond 1 MB: a sentence, and no half files"
-    resource = pytest.importorskip('resource', reason='This system knows no limits of a process')
-    limit = lambda: resource.setrlimit(resource.RLIMIT_FSIZE, (2**20, 2**20))
-    res = command('focusnet-train', photos, '--epochs', 1, *quick, '--out', tmp_path/'out', preexec_fn=limit)
+    res = fresh.command('focusnet-train', few, '--epochs', 1, *quick, *tiny, '--out', tmp_path/'out', largest=2**20)
     assert res.returncode == 1 and 'Traceback' not in res.stderr and re.search(r'^focusnet-train: .*File too large', res.stderr.strip()), res.stderr
     assert not list((tmp_path/'out').iterdir())
 
 
-@pytest.mark.slow
-def test_ctrl_c(photos, tmp_path):
+def test_ctrl_c(few, tmp_path):
     "While FocusNet is trained, with worker processes, as a terminal sends it to all of them"
-    args = [bindir/'focusnet-train', photos, '--no-pretrained', '--size', '32', '--workers', '1', '--epochs', '1', '--out', tmp_path/'out']
-    p = subprocess.Popen(list(map(str, args)), stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, start_new_session=True)
-    for line in p.stdout:
-        if line.startswith('FocusNet:'): break
+    p = fresh.started('focusnet-train', few, '--no-pretrained', '--size', '32', '--workers', '1', *tiny, '--epochs', '50', '--out', tmp_path/'out')
+    end = time.monotonic() + 120
+    while '\nFocusNet:' not in p.printed and time.monotonic() < end: time.sleep(.02)
     os.killpg(p.pid, signal.SIGINT)
-    out, err = p.communicate(timeout=120)
-    assert p.returncode == 130 and 'Traceback' not in err, (p.returncode, err)
-    assert f"focusnet-train: stopped. The baseline is kept: --baseline {tmp_path/'out'/'baseline.pkl'} goes on from there." in err
+    res = p.wait()
+    assert res.returncode == 130 and 'Traceback' not in res.stderr, (res.returncode, res.stderr)
+    assert f"focusnet-train: stopped. The baseline is kept: --baseline {tmp_path/'out'/'baseline.pkl'} goes on from there." in res.stderr
     assert sorted(o.name for o in (tmp_path/'out').iterdir()) == ['baseline.json', 'baseline.pkl', 'baseline.pth']
     assert isinstance(load_learner(tmp_path/'out'/'baseline.pkl'), Learner)
 
@@ -316,6 +335,8 @@ def test_run_and_table(tmp_path, capsys):
         (focusnet_run, ('digits', 'focusnet'), dict(set=['epoch=1']), "There is no setting 'epoch'"), (focusnet_run, ('digits', 'focusnet'), dict(set=['epochs']), 'key=value'),
         (focusnet_run, ('digits', 'baseline'), dict(set=['net=resnet18', 'n_train=80'], folder=str(tmp_path/'no')), 'does not fit the images, choose another one'),
         (focusnet_run, ('digits', 'byot'), dict(set=['n_train=80'], folder=str(tmp_path/'no')), 'four `Sequential`s'),
+        (focusnet_run, ('digits', 'kd'), dict(set=['alpha=much'], folder=str(tmp_path/'no')), "alpha must be a number, but is 'much'"),
+        (focusnet_run, ('digits', 'focusnet'), dict(set=['alpha=-1'], folder=str(tmp_path/'no')), 'must lie in 0..inf'),
         (focusnet_run, ('digits', 'baseline'), dict(base=['epochs=1']), 'needs no baseline'), (focusnet_run, ('digits', 'baseline'), dict(folder='/proc/none'), 'Cannot write'),
         (focusnet_table, (1,), {}, 'There is no table 1'), (focusnet_table, (2, 'nowhere'), {}, 'no folder nowhere'), (focusnet_table, (2,), dict(set=['epoch=1']), 'No recipe or method'),
         (focusnet_table, (2,), dict(html='/nowhere/t.html'), 'no folder for /nowhere/t.html')]:
@@ -350,17 +371,12 @@ def test_exports_travel(trained, tmp_path):
     shutil.copy(out/'focusnet.pkl', tmp_path/'f.pkl')
     image = sorted((out.parent/'photos'/'8').iterdir())[0]
     code = f'''
-import sys
-class Missing:
-    def find_spec(self, name, path=None, target=None):
-        if name.split('.')[0] == 'focusnet_fastai': raise ModuleNotFoundError(name, name=name)
-sys.meta_path.insert(0, Missing())
 from fastai.vision.all import load_learner
 learn = load_learner('f.pkl')
 with learn.no_bar(): print(learn.predict({str(image)!r})[0])
 learn.export('again.pkl')
 '''
-    res = subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    res = fresh.python(code, cwd=tmp_path, without='focusnet_fastai')
     assert res.returncode == 0, res.stderr[-2000:]
     assert res.stdout.strip() in ('3', '8', '9') and (tmp_path/'again.pkl').exists()
     with zipfile.ZipFile(out/'focusnet.pkl') as z: data = z.read(next(o for o in z.namelist() if o.endswith('data.pkl')))

@@ -1,7 +1,10 @@
 "The report: what it says, that it loads nothing, that names cannot inject anything."
-import base64, io
+import base64, hashlib, io, re
 from html.parser import HTMLParser
-import pytest, torch
+from types import SimpleNamespace
+import numpy as np, pandas as pd, pytest, torch
+from fastcore import xml as h
+from PIL import Image
 from fastai.vision.all import Learner, set_seed
 from focusnet_fastai.data.memory import InMemoryLoaders
 from focusnet_fastai.data.digits import digits_dls
@@ -9,7 +12,11 @@ from focusnet_fastai.data.folder import folder_dls
 from focusnet_fastai.see.examples import digit_learners
 from focusnet_fastai.compare import Comparison
 from focusnet_fastai.app.photo_network import digit_photos, photo_learner
-from focusnet_fastai.app.report import advice, report_html, top_confusions
+from focusnet_fastai.app.page import confusion, contrast_palette, heat_palette, map_uri
+from focusnet_fastai.app.report import advice, confusion_section, photo_plan, report_html, shown_pairs, top_confusions
+from focusnet_fastai.see.contrast import contrast_overlay
+from focusnet_fastai.see.look import paired_looks
+from focusnet_fastai.see.parts import heat_colours, overlay
 from focusnet_fastai.compare import heading, probability_sentence, split_sentence
 
 
@@ -38,10 +45,11 @@ def html(pair): return report_html(pair[1], pair[0], settings={'Seed': 7, 'Epoch
 
 def test_the_page_loads_nothing(html):
     p = Page(html)
-    assert p.addresses and all(a.startswith('data:image/png;base64,') for a in p.addresses)
-    assert not {'script', 'link', 'iframe', 'object'} & set(p.tags) and not p.handlers
-    assert 'url(' not in html and '@import' not in html and "default-src 'none'" in html
-    from PIL import Image
+    assert p.addresses and all(a.startswith('data:image/') for a in p.addresses)
+    assert not {'link', 'iframe', 'object'} & set(p.tags) and not p.handlers and p.tags.count('script') == 1
+    assert set(re.findall(r'url\((.{11})', html)) == {'data:image/'} and '@import' not in html and "default-src 'none'" in html
+    script = html[html.index('<script>')+8:html.index('</script>')]
+    assert f"script-src &#39;sha256-{base64.b64encode(hashlib.sha256(script.encode()).digest()).decode()}" in html.replace("'sha", '&#39;sha')
     for a in p.addresses: Image.open(io.BytesIO(base64.b64decode(a.split(',')[1]))).verify()
 
 
@@ -52,7 +60,7 @@ def test_the_page_has_the_numbers(pair, html):
     base, learn = pair
     c, p = learn.compare(base), Page(html)
     for name in c.names:
-        for v in (f'{c.df.accuracy[name]:.2%}', f'{c.df.nll[name]:.4f}', f'{c.df.ece[name]:.4f}'): assert v in p.text, v
+        for v in (f'{c.df.accuracy[name]:.2%}', *[f'{c.df[o][name]:.4f}' for o in ('nll', 'ece', 'nll_calibrated', 'ece_calibrated')], f'{c.df.temperature[name]:.2f}'): assert v in p.text, v
     assert f'Fixed: {len(c.fixed)}. Broken: {len(c.broken)}. Exact McNemar test: p = {c.p:.3g}.' in p.text
     assert f'Fixed: {len(c.fixed)} image' in p.text and f'Broken: {len(c.broken)} image' in p.text
     for t, k, before, after in top_confusions(c): assert before == int(((c.y == int(t)) & (c.base_pred == int(k))).sum())
@@ -60,7 +68,7 @@ def test_the_page_has_the_numbers(pair, html):
         assert word in p.text, word
     assert 'Commit' not in p.text and advice(learn_names(c)) in p.text and 'The baseline and FocusNet are two networks' in p.text
     assert p.tags.count('table') >= 5 and html.count('class="matrix"') == 2
-    assert p.tags.count('img') == min(len(c.fixed), 8) + min(len(c.broken), 8) + 2  # class maps, contrast maps
+    assert p.tags.count('img') == min(len(c.fixed), 8) + min(len(c.broken), 8) + 4  # class maps, contrast maps, reliability of each
 
 
 def counted(fixed, broken, same=30):
@@ -105,20 +113,90 @@ def test_names_cannot_inject_anything(tmp_path):
     with base.no_bar(), base.no_logging(): base.fit(1, 1e-3)
     html = report_html(learn, base, title='<script>alert(5)</script>', settings={'<i>': '<u>'}, export="x'<script>.pkl")
     p = Page(html)
-    assert not {'script', 'b', 'i', 'u'} & set(p.tags) and not p.handlers and 'x' not in p.addresses
+    assert not {'i', 'u'} & set(p.tags) and p.tags.count('script') == 1 and not p.handlers and 'x' not in p.addresses
     assert evil in p.text and quotes in p.text and 'alert(3)' in p.text and bad.name in p.text and '<script>alert(5)</script>' in p.text
     assert all(a.startswith('data:') for a in p.addresses)
 
 
-def test_many_classes_have_pairs_in_the_place_of_matrices():
-    n = 25
-    x, y = torch.randint(0, 255, (75, 3, 16, 16), dtype=torch.uint8), torch.arange(75) % n
-    dls = InMemoryLoaders.from_tensors((x, y), (x, y), [f'class {i}' for i in range(n)], bs=25)
-    net = lambda: torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, n))
+def drawn(n_classes, side=96, each=5):
+    "Smooth pictures that nothing tells apart, and two networks that guess"
     set_seed(0)
-    base, learn = Learner(dls, net()), Learner(dls, net())
-    html = report_html(learn, base.model)
-    assert 'class="matrix"' not in html and 'Matrices of 25 classes would not fit' in html and 'taken for' in html
+    n = n_classes*each
+    x = torch.nn.functional.interpolate(torch.rand(n, 3, 12, 12), size=(side, side), mode='bicubic').clamp(0, 1)
+    x, y = (x*255).to(torch.uint8), torch.arange(n) % n_classes
+    dls = InMemoryLoaders.from_tensors((x[:100], y[:100]), (x, y), [f'a rather long name of a class, {i}' for i in range(n_classes)], bs=50)
+    def net(): return torch.nn.Sequential(torch.nn.Conv2d(3, 8, 3, 4), torch.nn.ReLU(), torch.nn.AdaptiveAvgPool2d(1), torch.nn.Flatten(), torch.nn.Linear(8, n_classes))
+    return Learner(dls, net()), Learner(dls, net())
+
+
+@pytest.mark.slow
+def test_200_classes(tmp_path):
+    "The 15 classes that are confused most, photographs behind each number, in less than 10 MB"
+    base, learn = drawn(200)
+    path = learn.report(base, tmp_path/'report.html')
+    html, c = path.read_text(encoding='utf-8'), learn.compare(base)
+    classes, pairs = shown_pairs(c)
+    p = Page(html)
+    assert path.stat().st_size < 10e6 and 'Of 200 classes, these 15 are confused most' in p.text
+    counts = {o: int(((c.y == o[0]) & ((c.pred == o[1]) | (c.base_pred == o[1]))).sum()) for o in pairs}
+    assert len(classes) == len(set(classes)) == 15 and list(counts.values()) == sorted(counts.values(), reverse=True)
+    assert html.count('popover="auto"') == len(pairs) and p.text.count('other classes') >= 2
+    assert html.count('class="photo"') == min(150, sum(min(n, 6) for n in counts.values()))
+
+
+def test_behind_the_numbers(pair, html):
+    "Every number of a mistake opens something, which holds the surest images of that pair"
+    base, learn = pair
+    c = learn_names(learn.compare(base))
+    opens, there = set(re.findall(r'popovertarget="(pair-\d+-\d+)" aria-label', html)), set(re.findall(r'<div id="(pair-\d+-\d+)"', html))
+    mistakes = {f'pair-{t}-{k}' for pred in (c.pred, c.base_pred) for t, k in zip(c.y.tolist(), pred.tolist()) if t != k}
+    assert opens == there == mistakes
+    plan = photo_plan(c, shown_pairs(c)[1])
+    for (t, k), idxs in plan.items():
+        sure = [max(float(z[i].softmax(0)[k]) for z, pred in ((c.z, c.pred), (c.zb, c.base_pred)) if pred[i] == k) for i in idxs]
+        assert all(c.y[i] == t for i in idxs) and sure == sorted(sure, reverse=True) and len(idxs) <= 6
+    assert photo_plan(c, shown_pairs(c)[1], most=3, each=1) == {o: plan[o][:1] for o in shown_pairs(c)[1][:3]}
+
+
+def test_a_class_map_of_the_report_is_that_of_the_figures(pair):
+    "The small picture over the photograph has the colours and the opacity of `overlay`"
+    base, learn = pair
+    c = learn_names(learn.compare(base))
+    (t, k), (i, *_) = next(iter(photo_plan(c, shown_pairs(c)[1]).items()))
+    o = paired_looks(learn, base, [i], [t], [k], size=(20, 20))[0]
+    for values, palette, want in ((o.cams[0][0], heat_palette(), heat_colours(o.cams[0][0])), (o.contrasts[1], contrast_palette(), None)):
+        uri = map_uri(values if want is not None else (values+1)/2, palette)
+        rgba = np.asarray(Image.open(io.BytesIO(base64.b64decode(uri.split(',')[1]))).convert('RGBA'))/255
+        shown = rgba[..., 3:]*rgba[..., :3] + (1-rgba[..., 3:])*.5
+        grey = np.full((20, 20, 3), .5)
+        np.testing.assert_allclose(shown, overlay(grey, values) if want is not None else contrast_overlay(grey, values), atol=.04)
+
+
+def test_diagnosis(pair):
+    "Verdicts open the photographs of their pair; suspicious labels have a check box each; other columns do not matter"
+    base, learn = pair
+    c = learn_names(learn.compare(base))
+    t, k = shown_pairs(c)[1][0]
+    df = pd.DataFrame([dict(true=str(t), predicted=str(k), count=9, verdict='collect', why='Few <images>.', more=1)])
+    y = str(int(learn.dls.train_ds[5][1]))
+    suspicious = pd.DataFrame([dict(index=5, file='', label=y, suggested='8', score=.5)])
+    html = report_html(learn, base, diagnosis=SimpleNamespace(df=df, suspicious=suspicious), n=1, n_maps=1)
+    p = Page(html)
+    assert f'popovertarget="pair-{t}-{k}">{t} taken for {k}: 9' in html and 'collect' in p.text and 'Few <images>.' in p.text
+    assert html.count('class="choice"') == 1 and f'data-label="{y}"' in html
+    empty = SimpleNamespace(df=df[:0], suspicious=suspicious[:0])
+    assert 'No pair is confused' in report_html(learn, base, diagnosis=empty, n=1, n_maps=1)
+
+
+def test_a_network_that_answers_nothing(pair):
+    "NaN logits are no answer: the matrix leaves them out"
+    base, learn = pair
+    c = learn.compare(base)
+    z = c.z.clone()
+    z[:5] = torch.nan
+    bad = Comparison(z, c.zb, c.y, c.vocab, ('Baseline', 'FocusNet'))
+    assert all(k >= 0 for _, k in shown_pairs(bad)[1])
+    assert confusion(bad.y, bad.pred, 10).sum() == len(c.y)-5 and 'matrix' in h.to_xml(confusion_section(bad))
 
 
 def test_networks_without_maps_and_without_differences(pair):

@@ -1,29 +1,33 @@
 "The commands where people sit: on a terminal, with progress bars and Ctrl-C."
-import json, os, subprocess, sys, time
-from pathlib import Path
+import json, os, subprocess, time
 import pytest, torch
 from focusnet_fastai.app.photo_network import digit_photos
+from helpers import fresh
+from helpers.fresh import bindir
 
 pty = pytest.importorskip('pty', reason='There are no pseudo-terminals on this system')
 import fcntl, select, termios
-bindir = Path(sys.executable).parent
+pytestmark = pytest.mark.usefixtures('own_home')
 
 
 class Terminal:
-    "A command on a terminal of its own"
-    def __init__(self, name, *args, **kw):
-        self.master, slave = pty.openpty()
-        env = {k: v for k, v in os.environ.items() if k not in ('MPLBACKEND', 'COLUMNS')}
-        self.process = subprocess.Popen([bindir/name, *map(str, args)], stdin=slave, stdout=slave, stderr=slave, start_new_session=True, env=env,
-                                        preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0), **kw)
-        os.close(slave)
-        self.text = ''
+    "A command on a terminal of its own: a new interpreter, or one that was forked"
+    def __init__(self, name, *args, new=False, **kw):
+        self.master, self.slave = pty.openpty()
+        self.text, env = '', {k: v for k, v in os.environ.items() if k not in ('MPLBACKEND', 'COLUMNS')}
+        if new: self.wait = self.popen(name, *args, env=env, **kw).wait
+        else: self.wait = fresh.started(name, *args, tty=os.ttyname(self.slave), env=env, **kw).wait
+
+    def popen(self, name, *args, **kw):
+        return subprocess.Popen([bindir/name, *map(str, args)], stdin=self.slave, stdout=self.slave, stderr=self.slave, start_new_session=True,
+                                preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0), **kw)
 
     def read(self, seconds=1.):
         "Take what has come; False at the end"
         if not select.select([self.master], [], [], seconds)[0]: return True
         try: new = os.read(self.master, 2**16)
         except OSError: new = b''  # Linux's way to say that nobody writes any more
+        if not self.text: os.close(self.slave)  # the command has it now
         self.text += new.decode(errors='replace')
         return bool(new)
 
@@ -42,7 +46,8 @@ class Terminal:
         end = time.monotonic() + seconds
         while self.read(): assert time.monotonic() < end, self.text[-2000:]
         os.close(self.master)
-        return self.process.wait(60)
+        code = self.wait(60)
+        return getattr(code, 'returncode', code)
 
 
 @pytest.fixture(scope='module')
@@ -57,7 +62,6 @@ def photos(tmp_path_factory):
     return photos
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize('seconds', [0, .3, 1.])
 def test_ctrl_c_with_workers(photos, tmp_path, seconds):
     "Whenever it comes, the end is the same sentence"
@@ -73,17 +77,60 @@ def test_ctrl_c_with_workers(photos, tmp_path, seconds):
 def test_run_goes_on_after_ctrl_c(tmp_path):
     "The same command twice, the first time stopped; the result is that of a run that nobody disturbed"
     args = ('digits', 'baseline', '--seeds', 0, '--set', 'epochs=40', 'n_train=200')
-    t = Terminal('focusnet-run', *args, '--folder', 'runs', cwd=tmp_path)
+    t = Terminal('focusnet-run', *args, '--folder', 'runs', cwd=tmp_path, new=True)
     t.until(lambda: list((tmp_path/'runs').glob('*/checkpoint.pth')))
     assert t.ctrl_c().end() == 130 and 'The same command goes on after the last whole epoch.' in t.text, t.text[-2000:]
     assert not list((tmp_path/'runs').glob('*/result.json'))
     again = Terminal('focusnet-run', *args, '--folder', 'runs', cwd=tmp_path)
     assert again.end() == 0, again.text[-2000:]
-    whole = subprocess.run([bindir/'focusnet-run', *map(str, args), '--folder', 'whole'], capture_output=True, text=True, cwd=tmp_path)
+    whole = fresh.command('focusnet-run', *args, '--folder', 'whole', cwd=tmp_path)
     results = [json.loads(next((tmp_path/o).glob('*/result.json')).read_text()) for o in ('runs', 'whole')]
     assert whole.returncode == 0 and results[0]['last']['accuracy'] == results[1]['last']['accuracy']
 
 
+LOST = """
+import os, signal
+from fastai.vision.all import Callback, defaults
+class Once:
+    def __del__(self):
+        os.kill(os.getpid(), signal.SIGINT)
+        for _ in range(1000): pass
+class Lost(Callback):
+    def before_batch(self):
+        if self.training and (self.epoch, self.iter) == (1, 0): Once()
+defaults.callbacks = [*defaults.callbacks, Lost]
+from focusnet_fastai.app.cli import focusnet_run
+focusnet_run('digits', 'baseline', folder='runs', set=['epochs=40', 'n_train=80'])
+"""
+
+
+def test_a_ctrl_c_that_is_lost(tmp_path):
+    "Where Python ignores exceptions, as while it forks: the run ends after the batch all the same"
+    res = fresh.python(LOST, cwd=tmp_path)
+    assert res.returncode == 130 and 'focusnet-run: stopped. The same command goes on after the last whole epoch.' in res.stderr, res.stderr
+    assert 'epoch 1/40' in res.stdout and 'epoch 2/40' not in res.stdout
+
+
+STARTING = """
+import os, signal, sys
+from multiprocessing.process import BaseProcess
+start = BaseProcess.start
+def interrupted(self):
+    os.kill(os.getpid(), signal.SIGINT)
+    for _ in range(1000): pass
+    start(self)
+BaseProcess.start = interrupted
+from focusnet_fastai.app.cli import focusnet_train
+focusnet_train(sys.argv[1], out='out', pretrained=False, size=32, workers=1, arch='squeezenet1_1', epochs=3, bs=4)
+"""
+
+
+def test_a_ctrl_c_while_workers_start(photos, tmp_path):
+    "The loader that is half made says nothing at the end"
+    res = fresh.python(STARTING, photos, cwd=tmp_path)
+    assert res.returncode == 130 and res.stderr.strip() == 'focusnet-train: stopped. Nothing was written.', res.stderr
+
+
 def test_help_on_a_terminal(tmp_path):
-    t = Terminal('focusnet-train', '--help')
+    t = Terminal('focusnet-train', '--help', new=True)
     assert t.end() == 0 and '--seeds N' in t.text and 'Traceback' not in t.text

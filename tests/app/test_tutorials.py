@@ -52,7 +52,7 @@ def test_your_photos(tmp_path):
     (photos/'3'/'zz.png').write_bytes(b'no image')
     (tmp_path/'out').mkdir()
     # an empty cache of weights: the tutorial goes on with random ones where there is no network either
-    nb = run('your_photos', FOCUSNET_PHOTOS=str(photos), FOCUSNET_EPOCHS='1', FOCUSNET_SIZE='32', FOCUSNET_OUT=str(tmp_path/'out'), TORCH_HOME=str(tmp_path),
+    nb = run('your_photos', FOCUSNET_PHOTOS=str(photos), FOCUSNET_EPOCHS='1', FOCUSNET_SIZE='32', FOCUSNET_OUT=str(tmp_path/'out'), TORCH_HOME=str(tmp_path), FASTAI_HOME=str(tmp_path/'fastai'),
              http_proxy='http://127.0.0.1:9', https_proxy='http://127.0.0.1:9')
     assert "(48, 12, ['3', '8', '9']" in ' '.join(texts(nb, 'data').split()) and 'no image' in texts(nb, 'data')
     assert 'cannot be had' in texts(nb, 'baseline') and 'McNemar' in texts(nb, 'compare') and 'report.html' in texts(nb, 'report')
