@@ -8,7 +8,7 @@ of the ratios is printed with its range. The prediction counts a forward as 1 an
 by their FLOPs (convolutions and linear layers). What costs more than 15 % above it needs an explanation, which stands beside it here; the exit status is 1
 where there is none. Memories (`focus_class`, `focus_memory`) may cost 5 % more than plain training.
 """
-import argparse, statistics, sys, time, warnings
+import argparse, statistics, sys, warnings
 warnings.filterwarnings('ignore')
 
 def args():
@@ -36,36 +36,22 @@ explained |= {o: explained['frskd'] for o in ('frskd_f', 'focus_frskd')}
 def main():
     a = args()
     import torch, pandas as pd
-    from fastai.vision.all import Callback, CancelValidException, Learner, SGD, resnet18, set_seed
+    from fastai.vision.all import Learner, SGD, resnet18, set_seed
     from focusnet_fastai.data.memory import InMemoryLoaders
     from focusnet_fastai.data.digits import digits_dls
     from focusnet_fastai.methods.registry import apply_method, methods, needs_baseline
     from focusnet_fastai.methods.stages import training_complexity
     from focusnet_fastai.methods.wrap import WrappedNetwork
     from focusnet_fastai.models import complexity
+    from common import Clock, seconds, TrainOnly
     torch.set_num_threads(a.threads)
     ds = digits_dls(n_train=a.bs*(a.steps+1), size=a.size).train_ds
     both = (ds.x.float().expand(-1, 3, -1, -1).contiguous(), ds.y)
     loaders = lambda: InMemoryLoaders.from_tensors(both, both, ds.vocab, bs=a.bs, device=a.device)
 
-    class TrainOnly(Callback):
-        def before_validate(self): raise CancelValidException()
-
-    class Clock(Callback):
-        "When each step has ended; what a fit does before the first one is not counted"
-        order = 100
-        def before_fit(self): self.ends = []
-        def after_batch(self):
-            if a.device != 'cpu': torch.cuda.synchronize()
-            self.ends.append(time.perf_counter())
-
     def learner():
         set_seed(0)
         return Learner(loaders(), resnet18(num_classes=10), opt_func=SGD, lr=1e-3, cbs=[TrainOnly(), Clock()])
-
-    def seconds(learn):
-        learn.fit(1)
-        return learn.clock.ends[-1] - learn.clock.ends[0]
 
     def trained(name):
         learn, cb = apply_method(methods[name], learner(), learner() if needs_baseline(methods[name]) else None)

@@ -24,8 +24,10 @@ def draw():
         page.text(.05, 2.0, "One photograph, 1,000 classes:\nwhat does EfficientNet-Lite0 see?", size=8, va='top')
         map_row(page, left, .05, cell, photo, heats, [True]*4, .85)
         class_bars(page.axes(left, 1.45, 4*cell, .7), p, [True]*4, '.0%', (0, 1.35*max(p)), page)
-        for i, c in enumerate(cats): page.text(left+(i+.5)*cell, 2.28, names[c], size=9, ha='center', va='center', weight='bold', color=colours.ink)
-        page.text(left+2*cell, 2.48, "Where it sees each class, and its probability. All four logits are positive: the multi-warm label marks them.", size=7.5, ha='center', va='center')
+        middle = dict(ha='center', va='center')
+        for i, c in enumerate(cats): page.text(left+(i+.5)*cell, 2.28, names[c], size=9, weight='bold', color=colours.ink, **middle)
+        what = "Where it sees each class, and its probability. All four logits are positive: the multi-warm label marks them."
+        page.text(left+2*cell, 2.48, what, size=7.5, **middle)
     return page.fig
 
 

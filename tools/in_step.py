@@ -25,5 +25,6 @@ with tempfile.TemporaryDirectory() as tmp:
     bad = [f'{d}/{p}' for d in ('nbs', 'focusnet_fastai') for a, b in ((root/d, tmp/d), (tmp/d, root/d))
            for p in differing(a, b) if not {'.ipynb_checkpoints', '__pycache__'} & set(p.parts)]
 
-if bad: sys.exit('Notebooks and modules are out of step, or notebooks are not clean; run `make export`:\n  ' + '\n  '.join(sorted(set(bad))))
+what = 'Notebooks and modules are out of step, or notebooks are not clean; run `make export`:'
+if bad: sys.exit('\n  '.join([what, *sorted(set(bad))]))
 print('Notebooks and modules are in step, notebooks are clean.')

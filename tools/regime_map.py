@@ -1,4 +1,4 @@
-"""Draw nbs/images/regime-map.png from results/cpu/regimes/measures.jsonl and results/cpu/pretrained/measures.jsonl: what each training gains, by data and schedule.
+"""Draw nbs/images/regime-map.png from results/cpu/{regimes,pretrained}/measures.jsonl: what each training gains, by data and schedule.
 
 Run it in the project's environment: python tools/regime_map.py"""
 import json, sys
@@ -7,15 +7,27 @@ import numpy as np
 from matplotlib.figure import Figure
 
 root = Path(__file__).resolve().parent.parent
-regimes = { # name in results/regimes.py and results/pretrained.py: what the picture calls it
-    'digits': '10 classes: 200 digits, 30 epochs', 'cifar10-short': '10 classes: CIFAR-10, 200 a class, 10 epochs', 'cifar10': '10 classes: CIFAR-10, 200 a class, 60 epochs',
-    'gtsrb-short': '43 classes: traffic signs, 25 a class, 15 epochs', 'gtsrb': '43 classes: traffic signs, 25 a class, 60 epochs',
-    'cifar100-short': '100 classes: CIFAR-100, 100 a class, 10 epochs', 'cifar100': '100 classes: CIFAR-100, 100 a class, 40 epochs',
-    'tiny-short': '200 classes: Tiny ImageNet, 25 a class, 15 epochs', 'tiny': '200 classes: Tiny ImageNet, 25 a class, 50 epochs',
-    'heads-hidden-10': 'pretrained, new head: 90 flowers, 10 a class', 'heads-linear-20': 'pretrained, new head: 90 flowers, 20 a class', 'whole': 'pretrained, fine-tuned: 90 flowers, 10 a class'}
-arms = { # name of the arm: what the picture calls it, colour, mark
-    'ce_2x': ('twice as long', '#7f7f7f', 's'), 'label_smoothing': ('label smoothing', '#b8860b', 'v'), 'ols': ('online label smoothing', '#2a7f62', 'D'),
-    'focusnet': ("FocusNet, the paper's settings", '#1f4e9c', 'o'), 'soft': ('FocusNet, soft labels, no entropy', '#6fa8dc', 'o'), 'one': ('FocusNet in one training', '#c0392b', '*')}
+captions = { # of the regimes of results/regimes.py and results/pretrained.py
+    'digits': '10 classes: 200 digits, 30 epochs',
+    'cifar10-short': '10 classes: CIFAR-10, 200 a class, 10 epochs',
+    'cifar10': '10 classes: CIFAR-10, 200 a class, 60 epochs',
+    'gtsrb-short': '43 classes: traffic signs, 25 a class, 15 epochs',
+    'gtsrb': '43 classes: traffic signs, 25 a class, 60 epochs',
+    'cifar100-short': '100 classes: CIFAR-100, 100 a class, 10 epochs',
+    'cifar100': '100 classes: CIFAR-100, 100 a class, 40 epochs',
+    'tiny-short': '200 classes: Tiny ImageNet, 25 a class, 15 epochs',
+    'tiny': '200 classes: Tiny ImageNet, 25 a class, 50 epochs',
+    'heads-hidden-10': 'pretrained, new head: 90 flowers, 10 a class',
+    'heads-linear-20': 'pretrained, new head: 90 flowers, 20 a class',
+    'whole': 'pretrained, fine-tuned: 90 flowers, 10 a class'}
+few = ('digits', 'cifar10-short', 'cifar10') # there `one_training` has an entropy
+arms = { # what the picture calls them, colour, mark
+    'ce_2x': ('twice as long', '#7f7f7f', 's'),
+    'label_smoothing': ('label smoothing', '#b8860b', 'v'),
+    'ols': ('online label smoothing', '#2a7f62', 'D'),
+    'focusnet': ("FocusNet, the paper's settings", '#1f4e9c', 'o'),
+    'soft': ('FocusNet, soft labels, no entropy', '#6fa8dc', 'o'),
+    'one': ('FocusNet in one training', '#c0392b', '*')}
 
 
 def measures():
@@ -24,17 +36,28 @@ def measures():
     return [json.loads(o) for f in files if f.exists() for o in f.read_text().splitlines()]
 
 
+def accuracy(rows, regime, arm):
+    "Accuracy by seed"
+    return {o['seed']: o['accuracy'] for o in rows if (o['regime'], o['arm'])==(regime, arm)}
+
+
 def gain(rows, regime, arm):
     "Mean difference to plain cross-entropy, its standard error, and the number of seeds; None: not measured"
-    if arm=='one': arm = 'focus_class_90' if regime.startswith(('digits', 'cifar10-', 'cifar10')) and not regime.startswith('cifar100') else 'focus_class' # what `one_training` says
-    ce = {o['seed']: o['accuracy'] for o in rows if (o['regime'], o['arm'])==(regime, 'ce')}
-    d = [o['accuracy']-ce[o['seed']] for o in rows if (o['regime'], o['arm'])==(regime, arm) and o['seed'] in ce]
+    if arm=='one': arm = 'focus_class_90' if regime in few else 'focus_class'
+    ce, own = [accuracy(rows, regime, o) for o in ('ce', arm)]
+    d = [own[o]-ce[o] for o in own if o in ce]
     return (np.mean(d), np.std(d, ddof=1)/len(d)**.5 if len(d)>1 else 0., len(d)) if d else None
+
+
+def seeds(rows, regime):
+    "Over how many seeds the marks of a line are"
+    n = [g[2] for g in (gain(rows, regime, o) for o in arms) if g]
+    return f'n = {min(n)}' if min(n)==max(n) else f'n = {min(n)} to {max(n)}'
 
 
 def draw(rows):
     "A line a regime, a mark a training"
-    shown = [o for o in regimes if any(gain(rows, o, a) for a in arms)]
+    shown = [o for o in captions if any(gain(rows, o, a) for a in arms)]
     fig = Figure(figsize=(8.2, 1.2+.42*len(shown)), dpi=110)
     ax = fig.subplots()
     ax.axvline(0, color='#444', lw=1)
@@ -46,8 +69,7 @@ def draw(rows):
             y = i + (j-(len(arms)-1)/2)*.13
             ax.plot([g[0]-g[1], g[0]+g[1]], [y, y], color=colour, lw=1.5)
             ax.plot([g[0]], [y], mark, color=colour, ms=8 if mark=='*' else 5)
-    n = {o: [gain(rows, o, a)[2] for a in arms if gain(rows, o, a)] for o in shown}
-    ax.set_yticks(range(len(shown)), [f'{regimes[o]} (n = {min(n[o])}' + (f' to {max(n[o])})' if max(n[o])>min(n[o]) else ')') for o in shown], fontsize=8)
+    ax.set_yticks(range(len(shown)), [f'{captions[o]} ({seeds(rows, o)})' for o in shown], fontsize=8)
     ax.set_ylim(len(shown)-.5, -.5)
     ax.set_xlabel('gain over plain cross-entropy of the same length, points of accuracy (bars: one standard error)', fontsize=7.5)
     ax.tick_params(axis='x', labelsize=8)
