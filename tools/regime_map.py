@@ -20,7 +20,8 @@ captions = { # of the regimes of results/regimes.py and results/pretrained.py
     'heads-hidden-10': 'pretrained, new head: 90 flowers, 10 a class',
     'heads-linear-20': 'pretrained, new head: 90 flowers, 20 a class',
     'whole': 'pretrained, fine-tuned: 90 flowers, 10 a class'}
-few = ('digits', 'cifar10-short', 'cifar10') # there `one_training` has an entropy
+one_training = dict.fromkeys(('digits', 'cifar10-short', 'cifar10'), 'focus_class_90') # the arm with the settings that `focus` has there
+one_training |= dict.fromkeys(('heads-hidden-10', 'heads-linear-20', 'whole'), 'focus_class_all')
 arms = { # what the picture calls them, colour, mark
     'ce_2x': ('twice as long', '#7f7f7f', 's'),
     'label_smoothing': ('label smoothing', '#b8860b', 'v'),
@@ -43,7 +44,7 @@ def accuracy(rows, regime, arm):
 
 def gain(rows, regime, arm):
     "Mean difference to plain cross-entropy, its standard error, and the number of seeds; None: not measured"
-    if arm=='one': arm = 'focus_class_90' if regime in few else 'focus_class'
+    if arm=='one': arm = one_training.get(regime, 'focus_class')
     ce, own = [accuracy(rows, regime, o) for o in ('ce', arm)]
     d = [own[o]-ce[o] for o in own if o in ce]
     return (np.mean(d), np.std(d, ddof=1)/len(d)**.5 if len(d)>1 else 0., len(d)) if d else None
