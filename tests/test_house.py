@@ -104,6 +104,7 @@ def test_no_page_exports_at_length(room):
         assert row <= 2 and (not row or o <= 40), (room, o, row)
 
 
+@pytest.mark.slow
 def test_star_import_loads_what_it_gives():
     "The modules that the star import loads are those it takes names from, and what these are made of"
     code = """

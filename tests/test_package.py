@@ -17,6 +17,7 @@ def python(code, **kw):
     return subprocess.run([sys.executable, '-W', 'ignore', '-c', code], capture_output=True, text=True, timeout=300, env=env, **kw)
 
 
+@pytest.mark.slow
 def test_names_do_not_collide_with_fastai():
     "Both star imports together: no name of ours means something else in fastai.vision.all"
     out = fresh.python('''
@@ -35,6 +36,7 @@ print('OK', learn.arch is resnet18, FocusNetCallback, hasattr(Learner, 'refocus'
     assert 'BAD []' in out.stdout and 'OK True' in out.stdout
 
 
+@pytest.mark.slow
 def test_star_import_hides_nothing():
     "Only names of ours come, and none that Python, PyTorch, NumPy, pandas or Matplotlib uses"
     out = fresh.python('''
@@ -83,6 +85,7 @@ def test_packaging_facts_agree():
     assert cfg['version'] in (root/'CHANGELOG.md').read_text(encoding='utf-8')
 
 
+@pytest.mark.slow
 def test_readme_is_made_from_the_index():
     out = subprocess.run([sys.executable, root/'tools/readme.py', '--check'], capture_output=True, text=True)
     assert out.returncode == 0, out.stderr
@@ -190,11 +193,13 @@ def test_figure_from_a_shell(tmp_path):
 
 @pytest.mark.parametrize('args,words', [(('5',), 'Figures 1, 2, 3 and 4'), (('1', '--base', 'no.pkl', '--learn', 'no.pkl', '--images', '.'), 'no file no.pkl'), (('2', '--images', 'nowhere'), 'no folder'),
                                         (('3', '--out', 'x.doc'), 'must end in')])
+@pytest.mark.slow
 def test_figure_mistakes(args, words, tmp_path):
     out = fresh.command('focusnet-figure', *args, cwd=tmp_path)
     assert out.returncode != 0 and words in out.stderr and 'Traceback' not in out.stderr
 
 
+@pytest.mark.slow
 def test_figure_of_own_learners_and_folder(tmp_path):
     "Two exported learners and a folder of images, one folder for each class"
     from PIL import Image

@@ -41,6 +41,7 @@ def test_every_third_photo_of_each_class():
     assert [sum(o.parent.name == c for o in held) for c in 'ab'] == [14, 13] and calibration_split(files[:56]) == (files[:56], [])
 
 
+@pytest.mark.slow
 def test_both_are_calibrated_and_the_report_is_about_others(pair, tmp_path):
     lines = []
     t, base, learn = training(pair, tmp_path, lines)

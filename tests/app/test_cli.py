@@ -119,6 +119,7 @@ def test_train_against_a_given_baseline(trained, photos, tmp_path):
     assert [o for o in lines if 'baseline.pkl is loaded as an exported learner, which can run code' in o]
 
 
+@pytest.mark.slow
 def test_a_seed_gives_the_same_weights(few, tmp_path):
     runs = [train_photos(few, tmp_path/f'{i}', epochs=1, seed=s, log=lambda o: None, **small)[0] for i, s in enumerate((5, 5, 6))]
     a, b, c = [torch.cat([p.detach().flatten().cpu() for p in o.model.parameters()]) for o in runs]
@@ -218,6 +219,7 @@ def test_a_training_that_diverges(few, tmp_path):
     assert good and {o.name: o.read_bytes() for o in (tmp_path/'b').iterdir()} == kept
 
 
+@pytest.mark.slow
 def test_several_seeds(few, tmp_path):
     "A folder each, another network each, the same photos for validation, and one verdict"
     lines = []
@@ -256,6 +258,7 @@ def test_a_file_that_vanishes(photos, tmp_path):
     assert bad.name in text and 'Traceback' not in text and '\n' not in text and len(text) < 300, text
 
 
+@pytest.mark.slow
 def test_names_that_cannot_be_printed(tmp_path):
     "On a console of code page 1252: class folders in Chinese, and with bytes that are no UTF-8"
     photos = digit_photos(tmp_path/'photos', (3, 8), n=6)
@@ -296,6 +299,7 @@ def test_wrong_arguments_and_bad_folder_from_a_shell(tmp_path):
         assert res.returncode == 1 and words in res.stderr and not res.stdout, (args, res)  # before fastai was loaded
 
 
+@pytest.mark.slow
 def test_a_full_disk(few, tmp_path):
     "No file may grow beyond 1 MB: a sentence, and no half files"
     res = fresh.command('focusnet-train', few, '--epochs', 1, *quick, *tiny, '--out', tmp_path/'out', largest=2**20)
@@ -303,6 +307,7 @@ def test_a_full_disk(few, tmp_path):
     assert not list((tmp_path/'out').iterdir())
 
 
+@pytest.mark.slow
 def test_ctrl_c(few, tmp_path):
     "While FocusNet is trained, with worker processes, as a terminal sends it to all of them"
     p = fresh.started('focusnet-train', few, '--no-pretrained', '--size', '32', '--workers', '1', *tiny, '--epochs', '50', '--out', tmp_path/'out')

@@ -39,6 +39,7 @@ def test_a_network_of_torchvision_needs_nothing(photos, out):
     assert save_learner(learn, out, 'focusnet', {}) == needs(out) == []
 
 
+@pytest.mark.slow
 def test_a_network_of_timm_needs_timm(photos, out):
     pytest.importorskip('timm')
     learn = photo_learner(folder_dls(photos, size=32, num_workers=0), 'resnet10t', pretrained=False)
@@ -48,6 +49,7 @@ def test_a_network_of_timm_needs_timm(photos, out):
     assert "focusnet.pkl cannot be loaded as an exported learner: No module named 'timm" in said
 
 
+@pytest.mark.slow
 def test_a_class_of_a_module_of_ones_own(photos, out, tmp_path, monkeypatch):
     "Needs the module, by its name"
     (tmp_path/'mynets.py').write_text(NET)
@@ -61,6 +63,7 @@ def test_a_class_of_a_module_of_ones_own(photos, out, tmp_path, monkeypatch):
     sys.modules.pop('mynets')
 
 
+@pytest.mark.slow
 def test_a_class_of_a_notebook_travels(photos, out):
     "Also a function and a lambda that were defined there"
     code = NET + f'''

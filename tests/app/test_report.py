@@ -98,6 +98,7 @@ def test_probabilities_in_words():
     assert 'less sure than it is right' in probability_sentence(flat) and 'rises to' in probability_sentence(flat)
 
 
+@pytest.mark.slow
 def test_names_cannot_inject_anything(tmp_path):
     "Class folders, photos and damaged files with names that are HTML"
     evil, quotes = '<img src=x onerror=alert(1)>', '''a"b'c&amp;<script>alert(2)<'''
@@ -172,6 +173,7 @@ def test_a_class_map_of_the_report_is_that_of_the_figures(pair):
         np.testing.assert_allclose(shown, overlay(grey, values) if want is not None else contrast_overlay(grey, values), atol=.04)
 
 
+@pytest.mark.slow
 def test_diagnosis(pair):
     "Verdicts open the photographs of their pair; suspicious labels have a check box each; other columns do not matter"
     base, learn = pair
@@ -211,6 +213,7 @@ def test_networks_without_maps_and_without_differences(pair):
     assert 'right on exactly the same images' in html and 'No image was fixed' in html
 
 
+@pytest.mark.slow
 def test_the_file_is_replaced_as_a_whole(pair, tmp_path):
     base, learn = pair
     path = learn.report(base, tmp_path/'report.html', n=1, n_maps=1)

@@ -63,6 +63,7 @@ def photos(tmp_path_factory):
 
 
 @pytest.mark.parametrize('seconds', [0, .3, 1.])
+@pytest.mark.slow
 def test_ctrl_c_with_workers(photos, tmp_path, seconds):
     "Whenever it comes, the end is the same sentence"
     args = ('--baseline', photos.parent/'weights.pth', '--arch', 'squeezenet1_1', '--no-pretrained', '--size', 32, '--workers', 2, '--epochs', 500, '--out', tmp_path/'out')
@@ -104,6 +105,7 @@ focusnet_run('digits', 'baseline', folder='runs', set=['epochs=40', 'n_train=80'
 """
 
 
+@pytest.mark.slow
 def test_a_ctrl_c_that_is_lost(tmp_path):
     "Where Python ignores exceptions, as while it forks: the run ends after the batch all the same"
     res = fresh.python(LOST, cwd=tmp_path)
@@ -125,6 +127,7 @@ focusnet_train(sys.argv[1], out='out', pretrained=False, size=32, workers=1, arc
 """
 
 
+@pytest.mark.slow
 def test_a_ctrl_c_while_workers_start(photos, tmp_path):
     "The loader that is half made says nothing at the end"
     res = fresh.python(STARTING, photos, cwd=tmp_path)

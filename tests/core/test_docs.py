@@ -37,6 +37,7 @@ def test_documenting_twice_changes_nothing():
     assert Learner.refocus.__doc__ == before and before.startswith('Train a fresh network')
 
 
+@pytest.mark.slow
 def test_the_star_import_gives_no_tools():
     code = 'before = set(globals())\nfrom focusnet_fastai.all import *\nprint(*sorted(set(globals()) - before - {"before"}))'
     out = fresh.python(code)

@@ -132,6 +132,7 @@ def test_with_other_callbacks(dls):
     assert all(p.isfinite().all() for p in learn.model.parameters())
 
 
+@pytest.mark.slow
 def test_export_is_plain_and_float32(dls, tmp_path):
     learn = thin(dls).to_precision('bf16')
     with quiet(learn): learn.fit(1)

@@ -159,6 +159,7 @@ class Killed(Callback):
 
 @pytest.mark.skipif(not hasattr(os, 'fork'), reason='needs fork')
 @pytest.mark.parametrize('kind', ['same', 'views', 'strongest'])
+@pytest.mark.slow
 def test_sigkill_leaves_no_wrong_row(thin, tmp_path, kind):
     "Killed in the first epoch and in a later one; every row that is believed is what the network says, and the training ends as if nothing had been"
     k = 3 if kind == 'strongest' else None

@@ -317,6 +317,7 @@ def test_events_outside_a_fit(dls, base):
     assert learn._grab_cbs(LossTerms) and learn.focus_net.frozen is None
 
 
+@pytest.mark.slow
 def test_export_size_and_reload_without_the_baseline(dls, base, tmp_path):
     plain, main, attached = [make_learner(dls, path=tmp_path) for _ in range(3)]
     with quiet(plain): plain.fit(1, 1e-3)
@@ -365,6 +366,7 @@ def test_save_and_load_weights(dls, base, tmp_path):
 
 # --- together with other callbacks ---------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_gradient_accumulation(dls, base):
     "Two half batches accumulated = one whole batch, in the weights and in the logged loss"
     ds = [dls.train_ds[i] for i in range(128)]

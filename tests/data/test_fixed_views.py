@@ -41,6 +41,7 @@ def epoch(dl):
 
 
 @pytest.mark.parametrize('kind', kinds)
+@pytest.mark.slow
 def test_a_number_is_a_picture(kind, photos, tmp_path):
     "Over several epochs each number shows the same pixels, each image comes once an epoch, and all views come"
     dl = loaders(kind, photos, tmp_path).train

@@ -283,6 +283,7 @@ def test_interpretation(learn):
     plt.close('all')
 
 
+@pytest.mark.slow
 def test_export(learn, tmp_path):
     x = learn.dls.valid_ds.x[5]
     want = quietly(learn, learn.predict, x)

@@ -185,6 +185,7 @@ def test_imagewoof_wrong_folders(tmp_path):
     with pytest.raises(FileNotFoundError, match='There is no folder .*woof.val$'): imagewoof_dls(path=path)
 
 
+@pytest.mark.slow
 def test_without_a_network(tmp_path):
     "An installed set is found without a download; a missing one says what to put where"
     home = miniature(tmp_path/'data'/'imagewoof2-160', n=(1, 1), size=(20, 16))
@@ -242,6 +243,7 @@ def pickled_names(file):
     return [arg for op, arg, _ in pickletools.genops(data) if op.name == 'GLOBAL']
 
 
+@pytest.mark.slow
 def test_an_exported_learner_travels(woof, tmp_path):
     "It loads with fastai alone, holds no path of this system, and turns, converts and scales pictures as here; a learner in memory says what it needs"
     photo = corners_lying(tmp_path/'phone.jpg')

@@ -30,6 +30,7 @@ def opener(request): return open_picture if request.param == 'here' else lambda 
 
 @pytest.mark.parametrize('ending', ['.jpg', '.png', '.webp', '.tif'])
 @pytest.mark.parametrize('orientation', TURNS)
+@pytest.mark.slow
 def test_orientation(tmp_path, opener, orientation, ending):
     "What a camera stores lying is upright, whether it comes as a file, as bytes or opened by hand, and is turned once only"
     turn, exif, f = TURNS[orientation], Image.Exif(), tmp_path/f'a{ending}'
@@ -131,6 +132,7 @@ def test_which_files(tmp_path):
     for ending in picture_endings(): assert Image.registered_extensions()[ending] in Image.OPEN
 
 
+@pytest.mark.slow
 def test_reasons(tmp_path):
     heic = b'\0\0\0\x18ftypheic' + bytes(200)
     for name in ('a.heic', 'renamed.jpg'): (tmp_path/name).write_bytes(heic)

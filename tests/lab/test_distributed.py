@@ -24,6 +24,7 @@ def test_one_process_is_left_alone():
     assert not torch.distributed.is_initialized()
 
 
+@pytest.mark.slow
 def test_nothing_is_patched_by_importing():
     code = '''
 import inspect

@@ -64,6 +64,7 @@ def same(a, b):
     assert ra == rb
 
 
+@pytest.mark.slow
 def test_at_a_terminal(jobs, tmp_path):
     "Under fastai's bars: Ctrl-C is typed in the second epoch, the same call is killed in the third, and then ends as one that was not disturbed"
     whole, cut = tmp_path/'whole'/'run', tmp_path/'cut'/'run'

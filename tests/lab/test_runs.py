@@ -167,6 +167,7 @@ def test_killed_at_random_times(jobs, undisturbed, tmp_path):
 
 # -- disks and folders ------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_full_disk_and_folder_that_became_read_only(jobs, undisturbed, tmp_path):
     "A clear error; what was there is kept, and the run goes on from it"
     whole, folder = undisturbed('digits', 'baseline', **SETTINGS), tmp_path/'run'
@@ -230,6 +231,7 @@ def until(f, seconds=120):
 def state(pid): return Path(f'/proc/{pid}/stat').read_text().rsplit(')', 1)[1].split()[0]
 
 
+@pytest.mark.slow
 def test_two_runs_in_one_folder_and_a_shared_baseline(jobs, undisturbed, tmp_path):
     "The second in a folder is refused; another one waits for the baseline that both need, and takes it; the lock ends with its process"
     a = jobs.start('digits', 'focusnet', tmp_path/'a', when=at_line('epoch 1/3', 'stop'), **SETTINGS)
@@ -338,6 +340,7 @@ def own(seed=0, epochs=1, lr=.02):
     return digits(200, seed, epochs=epochs, lr=lr)
 
 
+@pytest.mark.slow
 def test_own_recipe_and_seeds(tmp_path):
     "A function is a recipe; the same seed gives the same numbers, another one others; a second call trains nothing"
     first, second = [run_seeds(own, 'focusnet', range(2), tmp_path/o, log=noop, lr=.03) for o in ('a', 'b')]

@@ -211,6 +211,7 @@ def test_heads_are_not_decayed(data, tmp_path):
     with pytest.warns(UserWarning, match="DropMax's extra parts get the weight decay"): DropMax.wrap(make_learner(data, opt_func=plain_opt, wd=.1)).create_opt()
 
 
+@pytest.mark.slow
 def test_in_a_fresh_process(data, tmp_path):
     learn2 = DropMax.wrap(make_learner(data, path=tmp_path))
     with quiet(learn2): learn2.fit(1, 3e-3)
