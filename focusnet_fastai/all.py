@@ -2,14 +2,17 @@
 from .loss import multi_warm_label, warm_summary, probability_difference, focus_terms, focus_picking_loss
 from .loss import beta_for_confidence, confidence_for_beta
 from .reference import Baseline, load_weights
-from .terms import DivergedError, LossTerms, StopDiverged
+from .checks import DivergedError
+from .terms import LossTerms, StopDiverged
 from .focusnet import FocusNetCallback, focus_settings
-from .compare import Comparison, mcnemar, expected_calibration_error
-from .calibrate import cross_fitted, fit_temperature
+from .probabilities import cross_fitted, expected_calibration_error, fit_temperature
+from .compare import Comparison, mcnemar
+from .calibrate import calibrate
 from .models import lenet5, small_cnn, thin_resnet, small_resnet18, small_resnet34, half_mobilenet_v2, complexity
 from .precision import HalfPrecision, faster_precision
 from .remembered import RememberedBaseline
-from .self_reference import ClassMemory, Memory, MovingAverage
+from .self_reference import ClassMemory
+from .self_memory import Memory, MovingAverage
 from .focus import FocusClass, FocusEMA, FocusMemory, one_training
 from .margins import MarginRecorder
 from .diagnose import Diagnosis
@@ -26,13 +29,16 @@ from .see.maps import contrast_maps
 from .see.cam import class_maps
 from .see.gradcam import gradcam_maps
 from .see.examples import digit_learners, digit_quality
-from .see.items import pick_scenes, fixed_images
+from .see.picking import pick_scenes, fixed_images
 from .see.confusion import show_confusion
 from .see.architecture import show_architecture
 from .see.focus import show_focus, show_fixed
 from .see.contrast import show_contrast
-from .see.curves import difficulty_curve, plot_difficulty, plot_baseline_quality, plot_reliability
-from .see.explore import explore, confused_pairs, ConfusionExplorer
+from .see.curves import difficulty_curve, plot_difficulty, plot_baseline_quality
+from .see.reliability import plot_reliability
+from .see.confused import confused_pairs
+from .see.explore import ConfusionExplorer
+from .see.panel import explore
 from .app.paper_figures import make_figure
 from .app.report import report_html
 from .app.photo_network import photo_learner, FixedStatistics

@@ -5,8 +5,9 @@ from torch import nn
 from fastai.vision.all import Learner, accuracy, create_head, load_learner
 from scipy.optimize import minimize_scalar
 
-from focusnet_fastai.calibrate import cross_fitted, fit_temperature, output_layer
-from focusnet_fastai.compare import Comparison, expected_calibration_error, halves
+from focusnet_fastai.calibrate import output_layer
+from focusnet_fastai.compare import Comparison
+from focusnet_fastai.probabilities import cross_fitted, expected_calibration_error, fit_temperature, halves
 from focusnet_fastai.methods.regularise import ConfidencePenalty
 from focusnet_fastai.models import lenet5, thin_resnet
 from helpers.learners import make_learner, quiet, same, small, state
@@ -189,6 +190,7 @@ def test_heads(plain, make):
     assert isinstance(net.get_submodule(output_layer(net, 10)), nn.Linear)
 
 
+@pytest.mark.slow
 def test_compiled_and_half(plain):
     "A compiled network says the new probabilities; half-precision weights are divided where no answer changes"
     learn = copied(plain)

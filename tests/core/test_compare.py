@@ -5,7 +5,8 @@ from torch import nn
 from scipy.stats import binomtest
 from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner, TensorMultiCategory, accuracy
 
-from focusnet_fastai.compare import Comparison, accuracy_sentence, expected_calibration_error, heading, mcnemar, probability_sentence, split_sentence
+from focusnet_fastai.compare import Comparison, accuracy_sentence, heading, mcnemar, probability_sentence, split_sentence
+from focusnet_fastai.probabilities import expected_calibration_error
 from focusnet_fastai.focusnet import FocusNetCallback
 from focusnet_fastai.models import lenet5
 from focusnet_fastai.reference import Baseline

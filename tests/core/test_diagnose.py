@@ -2,6 +2,7 @@
 import json, math
 import numpy as np, pandas as pd, pytest, torch
 from fastai.vision.all import Learner, nn
+from scipy.stats import mannwhitneyu
 from sklearn.metrics import roc_auc_score
 
 from helpers.learners import make_learner, quiet, same, small, state
@@ -9,9 +10,13 @@ from helpers.planted import spoilt_digits
 from focusnet_fastai.app.doctor import diagnose_arrays
 from focusnet_fastai.compare import Comparison
 from focusnet_fastai.data.memory import CropBatch
-from focusnet_fastai.diagnose import (Answers, Case, Diagnosis, about, confusion_counts, images_needed, network_answers, share_interval, told_apart,
-                                      two_clusters, worst_pairs)
+from focusnet_fastai.case import Answers, Case, Diagnosis, confusion_counts, network_answers, share_interval, told_apart, worst_pairs
+from focusnet_fastai.diagnose import kept_margins
+from focusnet_fastai.focus import FocusMemory
+from focusnet_fastai.focusnet import FocusNetCallback
 from focusnet_fastai.margins import LabelEvidence, MarginRecorder
+from focusnet_fastai.self_memory import Memory
+from focusnet_fastai.verdicts import about, images_needed, two_clusters
 
 made = {}
 def diagnosis(cause):
@@ -160,3 +165,40 @@ def test_refusals():
                           (dict(features=torch.zeros(5, 2)), '5 features of the validation'),
                           (dict(train=Answers(None, y, None), files=['a']), '1 files of the training')):
         with pytest.raises(ValueError, match=words): Diagnosis(**{**dict(z=z, y=y), **kwargs})
+
+
+def test_margins_that_a_memory_has_kept():
+    "Of `FocusMemory` and of a `FocusNetCallback` among the callbacks, also of a memory that `focus` was given"
+    dls = small(n_train=96, bs=16)
+    learn = make_learner(dls)
+    given = Memory()
+    with quiet(learn): learn.focus(2, 1e-3, given, cbs=(rec := MarginRecorder()))
+    assert kept_margins(learn) is None and learn.diagnose().evidence.source == 'features' # the callback is gone
+    found = learn.diagnose(memory=given).evidence
+    assert found.source == 'training' and torch.equal(found.margin, given.margin) and torch.allclose(found.margin, rec.margin, atol=1e-4)
+    for cb in (FocusMemory(start=0.), FocusNetCallback(Memory())):
+        learn = make_learner(dls, cbs=cb)
+        assert kept_margins(learn) is None # nothing was said yet
+        with quiet(learn):
+            learn.fit(2, 1e-3, cbs=(rec := MarginRecorder()))
+            d = learn.diagnose()
+        assert type(kept_margins(learn)) is Memory and d.evidence.source == 'training'
+        assert d.evidence.margin.isfinite().all() and torch.allclose(d.evidence.margin, rec.margin, atol=1e-4)
+
+
+@pytest.mark.parametrize('near,verdict', [(True, 'split'), (False, None)])
+def test_two_clusters_of_which_three_images_are_confused(near, verdict):
+    "Three confusions show nothing; that one whole cluster lies nearer to the other class does"
+    rng, n = np.random.default_rng(0), 80
+    f = rng.normal(size=(3*n, 6))
+    f[:n//2, 0] += 9  # class 0: two clusters with a plain gap
+    y = torch.arange(3).repeat_interleave(n)
+    z = torch.from_numpy(rng.normal(0, .5, size=(3*n, 3))).float() + 4*torch.eye(3)[y]
+    if near: z[:n//2, 1] += 1.5  # one of them is nearer to class 1
+    for i in (0, n//2-1, n-1): z[i, 1] = z[i, 0]+1
+    d = Diagnosis(z, y, ['a', 'b', 'c'], Answers(z, y, torch.from_numpy(f).float()), torch.from_numpy(f).float())
+    case = Case(d, 0, 1)
+    assert case.count == 3 and (case.split() and case.split().verdict) == verdict
+    k = two_clusters(d.train.features[:n])
+    apart = [np.asarray(z[:n, 0]-z[:n, 1])[np.asarray(k.nearest(d.features[:n])) == o] for o in (0, 1)]
+    assert case.leaning(0, 1, k) == pytest.approx(mannwhitneyu(*apart).pvalue, rel=1e-3)

@@ -7,7 +7,8 @@ from focusnet_fastai.focus import FocusClass, FocusEMA, FocusMemory, focus_callb
 from focusnet_fastai.focusnet import FocusNetCallback
 from focusnet_fastai.loss import beta_for_confidence, confidence_for_beta, multi_warm_label
 from focusnet_fastai.reference import Baseline
-from focusnet_fastai.self_reference import ClassMemory, Memory, MovingAverage
+from focusnet_fastai.self_memory import Memory, MovingAverage
+from focusnet_fastai.self_reference import ClassMemory
 from focusnet_fastai.terms import LossTerms
 
 

@@ -8,7 +8,8 @@ from helpers.learners import InBatch, make_learner, quiet, same, state
 from focusnet_fastai.compare import paired_logits
 from focusnet_fastai.focusnet import FocusNetCallback
 from focusnet_fastai.models import half_mobilenet_v2, lenet5, small_resnet18, thin_resnet
-from focusnet_fastai.reference import Baseline, FrozenNetwork, fold_norms, foldable, norm_pairs, QuickNetwork
+from focusnet_fastai.reference import Baseline
+from focusnet_fastai.frozen import FrozenNetwork, fold_norms, foldable, norm_pairs, QuickNetwork
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*no better than guessing')
 

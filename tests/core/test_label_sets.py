@@ -7,7 +7,7 @@ from hypothesis import given, settings, strategies as st
 
 from helpers.learners import quiet
 from focusnet_fastai.data.digits import digits_dls
-from focusnet_fastai.label_sets import LabelSets, conformal_threshold, fit_temperature
+from focusnet_fastai.label_sets import LabelSets, bounded_temperature, conformal_threshold, crossed_sets, set_measures
 from focusnet_fastai.record import RunError
 
 
@@ -49,7 +49,8 @@ def test_temperature_is_the_best_of_many(poor):
     _, z, y = poor
     grid = np.exp(np.linspace(math.log(.1), math.log(10), 400))
     best = min(grid, key=lambda t: F.cross_entropy(z.double()/t, y))
-    assert abs(fit_temperature(z, y)/best - 1) < .02
+    assert abs(bounded_temperature(z, y)/best - 1) < .02
+    assert [bounded_temperature(z, o) for o in (z.argmax(1), z.argmin(1))] == [.05, 20] and bounded_temperature(z*0, y) == 20 # none is best
 
 
 def test_sets_by_hand():
@@ -77,3 +78,16 @@ def test_learner_file_and_mistakes(poor, tmp_path):
     (tmp_path/'bad.json').write_text('{')
     with pytest.raises(RunError, match='is damaged'): LabelSets.load(tmp_path/'bad.json')
     with pytest.raises(ValueError, match='of 3 classes'): LabelSets(.5, .9, 1., 'abc', 9).predict(learn, learn.dls.valid)
+
+
+def test_halves_make_the_sets_of_each_other(poor):
+    "No image has a part in its own set, and the promise is kept"
+    _, z, y = poor
+    inside = crossed_sets(z, y, .8)
+    assert torch.equal(inside[::2], LabelSets.calibrate(z[1::2], y[1::2], coverage=.8).in_set(z[::2]))
+    other = y.clone()
+    other[::2] = (y[::2]+1) % z.shape[1]  # wrong labels of one half change the sets of the other one only
+    again = crossed_sets(z, other, .8)
+    assert torch.equal(again[::2], inside[::2]) and not torch.equal(again[1::2], inside[1::2])
+    found = set_measures(inside, y)
+    assert abs(found['coverage']-.8) < .04 and found['size'] == inside.sum(1).double().mean().item()

@@ -50,6 +50,7 @@ def test_text_is_utf8_and_permissions_are_the_users(tmp_path):
     assert f.read_text(encoding='utf-8') == 'Größe 大' and f.stat().st_mode & 0o777 == 0o640
 
 
+@pytest.mark.slow
 def test_killed_while_writing(tmp_path):
     "The old file is whole, and the next write removes what was left behind"
     f = write_whole(tmp_path/'a.txt', 'old')

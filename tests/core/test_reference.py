@@ -11,7 +11,8 @@ from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.focusnet import FocusNetCallback
 from focusnet_fastai.loss import focus_picking_loss
 from focusnet_fastai.models import lenet5, small_cnn
-from focusnet_fastai.reference import Baseline, copied_network, FrozenNetwork, load_weights
+from focusnet_fastai.reference import Baseline, load_weights
+from focusnet_fastai.frozen import copied_network, FrozenNetwork
 
 
 # --- copies ---------------------------------------------------------------------------------------------------------------
@@ -65,6 +66,7 @@ def test_a_network_that_forbids_copies_is_named():
 
 # --- precision ------------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 @pytest.mark.parametrize('dtype,tol', [(torch.bfloat16, .05), (torch.float16, .01), (torch.float64, 1e-6)])
 def test_baseline_in_another_precision(dls, base, dtype, tol):
     "It is asked in its own precision; the terms are computed in float32"

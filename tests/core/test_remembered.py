@@ -11,8 +11,10 @@ from focusnet_fastai.data.memory import CropBatch, FlipBatch, InMemoryLoaders
 from focusnet_fastai.focusnet import FocusNetCallback
 from focusnet_fastai.models import thin_resnet
 from focusnet_fastai.record import RunError, free_disk
-from focusnet_fastai.reference import Baseline, FrozenNetwork
-from focusnet_fastai.remembered import LogitStore, RememberedBaseline, RememberedNetwork, keep_order, store_bytes
+from focusnet_fastai.reference import Baseline
+from focusnet_fastai.frozen import FrozenNetwork
+from focusnet_fastai.remembered import LogitStore, RememberedBaseline, RememberedNetwork, store_bytes
+from focusnet_fastai.image_order import keep_order
 
 pytestmark = pytest.mark.filterwarnings('ignore:.*no better than guessing')
 
@@ -85,6 +87,7 @@ def test_a_change_asks_again(thin, tmp_path, change):
     assert len(places()) == len(before)+1
 
 
+@pytest.mark.slow
 def test_killed_in_the_middle_and_bit_equal(thin, tmp_path):
     "Rows of an unfinished epoch are asked for again; the result is that of a training that nothing happened to"
     def fit(folder, *cbs, epochs=2):
@@ -129,6 +132,7 @@ def test_each_view_has_its_logits(thin):
     assert difference(learner(views_of(small(n_train=72, bs=16, drop_last=False), 3)), thin, [FocusNetCallback(RememberedBaseline(thin.model))], 4) < .02
 
 
+@pytest.mark.slow
 def test_each_view_is_asked_once(thin, tmp_path):
     "Never the same view twice, also by a later training; other views are other logits"
     def asked(dls, epochs=6):

@@ -15,11 +15,13 @@ from focusnet_fastai.data.memory import InMemoryLoaders
 from focusnet_fastai.focusnet import FocusNetCallback
 from focusnet_fastai.lab.recipes import one_cycle
 from focusnet_fastai.lab.runs import run
+from focusnet_fastai.margins import margins
 from focusnet_fastai.methods.distil import KD
 from focusnet_fastai.methods.views import CSKD, DDGSD, SLA
 from focusnet_fastai.models import lenet5, thin_resnet
 from focusnet_fastai.remembered import store_bytes
-from focusnet_fastai.self_reference import ClassMemory, margins, Memory, MovingAverage
+from focusnet_fastai.self_memory import Memory, MovingAverage
+from focusnet_fastai.self_reference import ClassMemory
 
 
 def mlp(): return nn.Sequential(nn.Flatten(), nn.Linear(1024, 24), nn.ReLU(), nn.Linear(24, 10))
@@ -338,6 +340,7 @@ def test_before_the_start_it_is_cross_entropy_minus_entropy():
     assert all(torch.allclose(a, b, atol=1e-5) for a, b in zip(nets[0].parameters(), nets[1].parameters()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('method, settings', [('focus_class', {}), ('focus_memory', dict(start=0., k=3)), ('focus_ema', dict(every=1, decay=.5)), ('focus_ema', dict(start=.3))])
 def test_killed_and_continued(tmp_path, method, settings):
     "Bit for bit"
@@ -392,7 +395,8 @@ def test_worker_processes(tmp_path):
 def test_two_processes(tmp_path):
     "Each image in the row of its number; at the end of an epoch both know what either has heard"
     body = '''
-from focusnet_fastai.self_reference import ClassMemory, Memory, MovingAverage
+from focusnet_fastai.self_reference import ClassMemory
+from focusnet_fastai.self_memory import Memory, MovingAverage
 from focusnet_fastai.data.memory import InMemoryLoaders
 connect()
 set_seed(rank)

@@ -17,7 +17,8 @@ from focusnet_fastai.focusnet import FocusNetCallback
 from focusnet_fastai.loss import focus_picking_loss, focus_terms
 from focusnet_fastai.models import lenet5
 from focusnet_fastai.reference import Baseline
-from focusnet_fastai.terms import DivergedError, LossTerms, StopDiverged
+from focusnet_fastai.terms import LossTerms, StopDiverged
+from focusnet_fastai.checks import DivergedError
 
 
 # --- the baseline -------------------------------------------------------------------------------------------------
@@ -646,7 +647,7 @@ def test_plain_losses_do_not_warn(dls, base, loss, recwarn):
                                         (lambda y: torch.stack([y, y], 1), 'Multi-label'), (lambda y: F.one_hot(y, 10) | F.one_hot((y+1)%10, 10), 'Multi-label'),
                                         (lambda y: y[:, None, None], 'one class'), (lambda y: F.one_hot(y, 10).float()*2 - .1, 'Multi-label')])
 def test_the_reason_of_wrong_targets(make, words):
-    from focusnet_fastai.terms import check_targets
+    from focusnet_fastai.checks import check_targets
     y = torch.arange(8)
     with pytest.raises(ValueError, match=words): check_targets(make(y))
     for ok in (y, y.int(), F.one_hot(y, 10), F.one_hot(y, 10).float()*.9 + .01): check_targets(ok)
@@ -654,7 +655,7 @@ def test_the_reason_of_wrong_targets(make, words):
 
 def test_one_label_in_a_list_of_labels_is_still_multi_label():
     from fastai.vision.all import TensorMultiCategory
-    from focusnet_fastai.terms import check_targets
+    from focusnet_fastai.checks import check_targets
     with pytest.raises(ValueError, match='Multi-label'): check_targets(TensorMultiCategory(F.one_hot(torch.arange(4), 10).float()))
 
 

@@ -6,7 +6,7 @@ torch.set_num_threads(1)
 from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner, nn, set_seed, TfmdDL
 from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.focusnet import FocusNetCallback
-from focusnet_fastai.self_reference import Memory
+from focusnet_fastai.self_memory import Memory
 
 
 def remembered(items, num_workers):
@@ -24,7 +24,7 @@ def remembered(items, num_workers):
 if __name__ == '__main__':
     ds = digits_dls(n_train=20, device='cpu').train_ds
     items = [(x/255, y) for x, y in zip(ds.x.float(), ds.y)]
-    multiprocessing.set_forkserver_preload(['fastai.vision.all', 'focusnet_fastai.self_reference'])
+    multiprocessing.set_forkserver_preload(['fastai.vision.all', 'focusnet_fastai.self_memory'])
     want, seen = remembered(items, 0)
     assert seen.tolist() == [2]*20
     for method in sys.argv[1:]:

@@ -22,7 +22,8 @@ from focusnet_fastai.lab.distributed import *
 from focusnet_fastai.focusnet import FocusNetCallback
 from focusnet_fastai.methods.views import CSKD
 from focusnet_fastai.models import lenet5
-from focusnet_fastai.reference import Baseline, FrozenNetwork, plain_network
+from focusnet_fastai.reference import Baseline, plain_network
+from focusnet_fastai.frozen import FrozenNetwork
 from torch.nn.parallel import DistributedDataParallel as DDP
 folder,rank = Path(sys.argv[1]),rank_distrib()
 def same_in_both(o):
