@@ -9,7 +9,7 @@ from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.data.fixed_views import InMemoryViews, ItemViews, KeptViews, fixed_views
 from focusnet_fastai.data.folder import folder_dls
 from focusnet_fastai.data.memory import CropBatch, fixed_uniform, FlipBatch, InMemoryDL
-from focusnet_fastai.remembered import keep_order
+from focusnet_fastai.image_order import keep_order
 
 kinds = ['memory', 'files', 'files in workers', 'kept']
 

@@ -4,7 +4,8 @@ from pathlib import Path
 import pytest
 from torch import nn
 from fastai.vision.all import Learner, load_learner
-from focusnet_fastai.data.folder import folder_dls, photo_names, read_labels, write_labels
+from focusnet_fastai.data.folder import folder_dls
+from focusnet_fastai.data.labels import photo_names, read_labels, write_labels
 from helpers.miniatures import quietly, save
 
 own = functools.partial(folder_dls, size=32, num_workers=0)

@@ -15,6 +15,7 @@ pytestmark = pytest.mark.filterwarnings('ignore:.*Table 1 of the paper')
 def installed(name): return pytest.mark.skipif(not (fastai_path('data')/name).is_dir(), reason=f"{name} is not installed in {fastai_path('data')}")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', SETS)
 def test_download_unpack_and_load(served, name):
     "The real way from a server to a batch; a second time nothing is fetched; other sizes than Table 1's are refused, or named in a warning"
@@ -30,6 +31,7 @@ def test_download_unpack_and_load(served, name):
     assert [set(o) for o in counts] == [{2}, {1}]  # each class has two images and one image
 
 
+@pytest.mark.slow
 def test_names_and_labels(served, archives):
     "Labels go with the right images, names with the right labels"
     mnist = mnist_dls(strict=False, shuffle=False)
@@ -56,6 +58,7 @@ def test_names_and_labels(served, archives):
     for dls in (cub, dogs): assert dls.vocab[int(dls.valid_ds[-1][1])] == (Path(dls.valid_ds.items[-1]).parent.name[4 if dls is cub else 10:].replace('_', ' '))
 
 
+@pytest.mark.slow
 def test_augmentation_as_in_the_paper(served):
     kinds = lambda dls: [type(f) for f in dls.train.after_batch.fs if type(f) in (CropBatch, FlipBatch)]
     assert kinds(mnist_dls(strict=False)) == []
