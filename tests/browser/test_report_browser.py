@@ -4,9 +4,11 @@ from types import SimpleNamespace
 import pandas as pd, pytest
 from fastai.vision.all import Learner, set_seed
 from focusnet_fastai.app.photo_network import digit_photos, photo_learner
-from focusnet_fastai.app.report import report_html, shown_pairs
+from focusnet_fastai.app.confusions import shown_pairs
+from focusnet_fastai.app.report import report_html
 from focusnet_fastai.compare import Comparison
-from focusnet_fastai.data.folder import folder_dls, read_labels
+from focusnet_fastai.data.folder import folder_dls
+from focusnet_fastai.data.labels import read_labels
 from focusnet_fastai.see.examples import digit_learners
 
 

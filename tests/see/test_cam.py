@@ -149,6 +149,7 @@ def test_identity_fastai(digits):
         class_maps(randomise(nn.Sequential(body, vision.create_head(24, 10, lin_ftrs=[], concat_pool=False)).apply(
             lambda m: m.running_mean.fill_(1.) if isinstance(m, nn.BatchNorm1d) else None)), digits[0])
 
+@pytest.mark.slow
 def test_own_networks(digits, rgb):
     models = pytest.importorskip('focusnet_fastai.models')
     check_identity(models.small_resnet18(10), rgb)
@@ -224,7 +225,7 @@ def torchcam_norm(maps):
 
 @pytest.mark.parametrize('name,layer,fc', [('resnet18','layer4','fc'), ('mobilenet_v2','features','classifier.1')])
 def test_torchcam_cam(name, layer, fc, rgb):
-    methods = pytest.importorskip('torchcam.methods')
+    methods = pytest.importorskip('torchcam', minversion='0.5').methods
     m = randomise(getattr(tvm, name)(num_classes=10)).eval()
     with methods.CAM(m, layer, fc) as cam:
         with torch.no_grad(): m(rgb)
@@ -242,7 +243,7 @@ def gradcam_nets():
 
 @pytest.mark.parametrize('name', gradcam_nets())
 def test_torchcam_gradcam(name, digits16):
-    methods = pytest.importorskip('torchcam.methods')
+    methods = pytest.importorskip('torchcam', minversion='0.5').methods
     build,layer = gradcam_nets()[name]
     m = randomise(build()).eval()
     with methods.GradCAM(m, layer) as cam:
@@ -254,7 +255,7 @@ def test_torchcam_gradcam(name, digits16):
     torch.testing.assert_close(torchcam_norm(maps), normed, rtol=1e-3, atol=1e-3)
 
 def test_torchcam_gradcam_resnet(rgb):
-    methods = pytest.importorskip('torchcam.methods')
+    methods = pytest.importorskip('torchcam', minversion='0.5').methods
     m = randomise(tvm.resnet18(num_classes=10)).eval()
     classes = torch.tensor([3,1,9,0])
     with methods.GradCAM(m, 'layer4') as cam: want = cam(classes.tolist(), scores=m(rgb), normalized=False)[0]
@@ -390,6 +391,27 @@ def test_gradcam_of_patch_tokens(name):
     if name!='averaging':
         with pytest.raises(ValueError, match='gradcam_maps'): class_maps(net, x)
 
+def as_their_pictures(maps, size):
+    "Maps as pytorch-grad-cam shows them: from 0 to 1 each, enlarged"
+    large = nn.functional.interpolate(torchcam_norm(maps)[:,None], size, mode='bilinear', align_corners=False)[:,0]
+    return torchcam_norm(large.relu())
+
+def patches(t): return t[:,1:].reshape(len(t), 4, 4, -1).movedim(-1, 1) # tokens of a ViT as a picture
+
+@pytest.mark.parametrize('build,layer,ours,reshape', [
+    (lambda: randomise(tvm.resnet18(num_classes=5)).eval(), lambda m: m.layer4, 'layer4', None),
+    (tv_vit, lambda m: m.encoder.layers[-1].ln_1, 'encoder.layers.encoder_layer_1.ln_1', patches)])
+def test_pytorch_grad_cam(build, layer, ours, reshape):
+    "The third oracle, where it is installed (pip install grad-cam): a ResNet and a vision transformer"
+    package = pytest.importorskip('pytorch_grad_cam')
+    from pytorch_grad_cam.utils.model_targets import ClassifierOutputTarget
+    net,x,classes = build(),torch.rand(4,3,64,64),[3,1,4,0]
+    with package.GradCAM(net, [layer(net)], reshape_transform=reshape) as cam: want = cam(x, [ClassifierOutputTarget(o) for o in classes])
+    maps = gradcam_maps(net, x, torch.tensor(classes)[:,None], ours)[:,0]
+    torch.testing.assert_close(as_their_pictures(maps, (64,64)), torch.from_numpy(want), rtol=1e-4, atol=1e-5)
+    assert want.std()>.05
+
+@pytest.mark.slow
 @pytest.mark.parametrize('build', [lambda: timm_net('swin_tiny_patch4_window7_224', img_size=64, window_size=4, depths=(1,1), num_heads=(2,2), embed_dim=24), lambda: tvm.swin_t(num_classes=5).eval()])
 def test_channels_last(build):
     "Swin: exact maps, whose mean is the logit; Grad-CAM is the same up to the number of cells; a patch on the right shows on the right"
@@ -650,7 +672,7 @@ def test_contrast_against_one_class(digits):
 @pytest.mark.parametrize('name,layer', [('resnet18','layer4'), ('mobilenet_v2','features')])
 def test_torchcam_finer_cam(name, layer, rgb):
     "A pair and the mean over several classes: torchcam's Finer-CAM of the same picture, up to scale"
-    methods = pytest.importorskip('torchcam.methods')
+    methods = pytest.importorskip('torchcam', minversion='0.5').methods
     m = randomise(getattr(tvm, name)(num_classes=10)).eval()
     x,warm = rgb[:1],torch.zeros(1,10)
     *lowest,target = (m(x)[0]-find_head(m, x).linear.bias).argsort()[[0,1,2,-1]].tolist()

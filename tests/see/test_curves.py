@@ -2,8 +2,9 @@
 import numpy as np, pandas as pd, pytest, torch
 from matplotlib.figure import Figure
 from focusnet_fastai.loss import focus_terms
-from focusnet_fastai.compare import cross_fitted, expected_calibration_error
-from focusnet_fastai.see.curves import plot_baseline_quality, plot_difficulty, plot_reliability
+from focusnet_fastai.probabilities import cross_fitted, expected_calibration_error
+from focusnet_fastai.see.curves import plot_baseline_quality, plot_difficulty
+from focusnet_fastai.see.reliability import plot_reliability
 from focusnet_fastai.see.examples import digit_quality
 
 

@@ -10,8 +10,10 @@ from fastai.vision.all import (ImageDataLoaders, Learner, Normalize, PILImage, g
 from focusnet_fastai.see.cam import class_maps
 from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.see.examples import digit_learners
-from focusnet_fastai.see.explore import confused_pairs, ConfusionExplorer, explore
-from focusnet_fastai.data.folder import read_labels, write_labels
+from focusnet_fastai.see.confused import confused_pairs
+from focusnet_fastai.see.explore import ConfusionExplorer
+from focusnet_fastai.see.panel import explore
+from focusnet_fastai.data.labels import read_labels, write_labels
 from focusnet_fastai.loss import multi_warm_label
 from focusnet_fastai.models import lenet5
 from helpers import fresh
@@ -72,6 +74,15 @@ def test_a_walk(ex):
         with pytest.raises(IndexError, match='There is no'): wrong()
     with pytest.raises(ValueError, match='no pair 0 → 0'): ex.pick(('0', '0'))
     with pytest.raises(ValueError, match="'nobody'"): ex.look_at('nobody')
+
+
+def test_sets_of_classes(ex):
+    "A set holds the answer, and nine of ten hold the label; few images promise nothing"
+    c = ex.comparison
+    words = [ex.set_words(i).split(' or ') for i in range(len(c.y))]
+    assert all(w[0] == ex.vocab[int(p)] for w, p in zip(words, c.pred))
+    assert abs(np.mean([ex.vocab[int(t)] in w for w, t in zip(words, c.y)])-ex.coverage) < .05
+    assert f"FocusNet's {ex.coverage:.0%} set: {ex.set_words(ex.index)}" in ex.summary
 
 
 def test_marks(ex):

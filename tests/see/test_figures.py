@@ -20,7 +20,8 @@ from focusnet_fastai.see.page import shown, unshown
 from focusnet_fastai.see.curves import plot_baseline_quality, plot_difficulty
 from focusnet_fastai.loss import multi_warm_label
 from focusnet_fastai.models import lenet5, small_cnn
-from focusnet_fastai.see.items import fixed_images, pick_scenes, read_scenes
+from focusnet_fastai.see.items import read_scenes
+from focusnet_fastai.see.picking import fixed_images, pick_scenes
 from helpers.kernels import pictures
 from helpers.figures import (all_text, bar_axes, bars, border, image_axes, Many, named_dls, named_learner, names, shown_text)
 

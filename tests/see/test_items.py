@@ -7,7 +7,8 @@ from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, ImageDataLo
 from focusnet_fastai.data.folder import folder_dls
 from focusnet_fastai.loss import multi_warm_label
 from focusnet_fastai.see.maps import enlarged
-from focusnet_fastai.see.items import dl_logits, fixed_images, pick_scenes, read_scenes, scenes_a, scenes_bc
+from focusnet_fastai.see.items import read_scenes
+from focusnet_fastai.see.picking import dl_logits, fixed_images, pick_scenes, scenes_a, scenes_bc
 from helpers.figures import logits, png
 
 
@@ -129,6 +130,7 @@ def test_pictures_of_all_modes(kind, mode, tmp_path):
     torch.testing.assert_close(by_file.xb, want, atol=.25 if mode=='P' else .1, rtol=0)
 
 
+@pytest.mark.filterwarnings('ignore::pytest.PytestUnraisableExceptionWarning')  # fastai's own loader leaves a damaged file open
 @pytest.mark.parametrize('kind', ['fastai', 'folder_dls'])
 def test_damaged_files_are_named(kind, tmp_path):
     "By index and by name, in figures and where images are chosen"

@@ -5,7 +5,8 @@ from fastai.vision.all import Learner
 from focusnet_fastai.loss import multi_warm_label
 from focusnet_fastai.see.cam import class_maps
 from focusnet_fastai.see.maps import contrast_maps
-from focusnet_fastai.see.look import contrast_overlay, draw_look, paired_look, restrength
+from focusnet_fastai.see.contrast import contrast_overlay
+from focusnet_fastai.see.look import draw_look, paired_look, restrength
 from helpers.figures import digit_pair, logits
 
 

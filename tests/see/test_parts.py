@@ -100,6 +100,7 @@ def test_users_fonts_and_sizes():
     with mpl.style.context('dark_background'), figure_style(): assert mpl.rcParams['figure.facecolor']=='white' and mpl.rcParams['text.color']==colours.ink
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', ['Ba$$in', '$x', 'a_b^c', r'\frac{', '$\\alpha$', '100%', 'a & b', '$$', '{', '#1'])
 def test_names_are_never_mathematics(name):
     "Drawn letter by letter, as text, label, title, legend and name of a tick; also with TeX switched on"
@@ -186,6 +187,7 @@ def test_notes_are_whole():
     assert not page.fig.texts
 
 
+@pytest.mark.slow
 def test_saved_files(tmp_path):
     "TrueType in PDF and PS, text in SVG, nothing cut off, and the width that was asked for"
     fig = NotebookFigure(figsize=(2, 1))
