@@ -9,8 +9,10 @@ __all__ = ['past_weight', 'past_label', 'PSKD']
 from fastai.vision.all import *
 from ..loss import check_range, cross_entropies, target_probabilities
 from ..reference import count_classes
-from ..remembered import BatchNumbers, forget_order, LogitStore, store_bytes
-from ..self_reference import gathered_rows, store_place
+from ..image_order import BatchNumbers, forget_order
+from ..remembered import LogitStore, store_bytes
+from ..self_reference import gathered_rows
+from ..self_memory import store_place
 from ..terms import LossTerms
 from .groups import check_indexed
 from .wrap import check_unmixed

@@ -8,7 +8,8 @@ from focusnet_fastai.record import RunError
 from focusnet_fastai.lab.checkpoint import read_checkpoint
 from focusnet_fastai.lab.files import Damaged, digest, parse_torch, read_bytes, write_signed
 from focusnet_fastai.lab.paper import results
-from focusnet_fastai.lab.runs import find_run, read_weights, run, run_config, run_seeds
+from focusnet_fastai.lab.runs import read_weights, run, run_seeds
+from focusnet_fastai.lab.config import find_run, run_config
 from focusnet_fastai.lab.study import pack_runs, packed_logs, read_about, read_pack, read_result, unpack_runs
 
 SMALL = dict(n_train=64, epochs=2, log=noop)
@@ -139,6 +140,7 @@ def test_packed(packed):
 
 # -- what becomes of it -----------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_one_damaged_run_does_not_block_others(runs):
     "It is named in a warning; the damaged run itself is refused, and goes on after what the message says"
     other = runs/'other'
@@ -164,6 +166,7 @@ def test_damaged_result_is_written_again(runs):
         assert all(again[k] == want[k] for k in ('last', 'best', 'ece', 'baseline', 'fixed', 'broken', 'weights'))
 
 
+@pytest.mark.slow
 def test_damaged_baseline_is_named(runs):
     "Empty, cut, or with one bit flipped; removed, it is written again with the same bits"
     base = find_run(runs, run_config('digits', 'baseline', 0, n_train=64, epochs=2))

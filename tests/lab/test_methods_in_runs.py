@@ -7,7 +7,8 @@ from fastai.vision.all import noop
 from focusnet_fastai.lab.study import config_hash, read_result
 from focusnet_fastai.lab.checkpoint import RunKeeper
 from focusnet_fastai.data.digits import digits_dls
-from focusnet_fastai.lab.runs import run, run_config, told_as_none
+from focusnet_fastai.lab.runs import run
+from focusnet_fastai.lab.config import run_config, told_as_none
 from focusnet_fastai.methods.registry import find_method, methods, needs_baseline
 from focusnet_fastai.models import thin_resnet
 from focusnet_fastai.lab.recipes import one_cycle

@@ -13,7 +13,7 @@ from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.models import complexity
 from focusnet_fastai.models import network, networks
 from focusnet_fastai.lab.study import config_hash
-from focusnet_fastai.lab.runs import run_config
+from focusnet_fastai.lab.config import run_config
 from focusnet_fastai.lab.recipes import (cifar10, cifar100, cub200, data_loaders, data_sets, digits, imagenet,
                                          imagenet_dogs, imagewoof, mnist, modern, poor_baseline, recipes, stanford_dogs,
                                          tiny_imagenet)
@@ -63,6 +63,7 @@ def test_settings_and_rate_of_each_epoch(name):
     assert hasattr(everything, f'{name}_dls')
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name, drops', [('cifar10', (100, 150)), ('tiny_imagenet', (30, 60))])
 def test_rate_in_a_whole_training(name, drops):
     "As the optimiser has it, epoch by epoch, over all 200 or 90 of them"
@@ -169,6 +170,7 @@ def test_network_of_each_data_set(name):
     for o in nets.values(): assert smallest_map(o, size) == (size//8 if name in SMALL else size//32)
 
 
+@pytest.mark.slow
 def test_sizes_of_networks():
     "With 200 classes (Table 4 of the paper); LeNet-5 for MNIST"
     assert [complexity(network(o, 200, small=True), 64).params for o in ('resnet18', 'resnet34', 'mobilenet_v2')] == [11_271_432, 21_379_592, 943_880]
@@ -271,6 +273,7 @@ def test_data_loaders():
 
 # -- one cycle --------------------------------------------------------------------------------------------------------
 
+@pytest.mark.slow
 def test_modern_is_fit_one_cycle():
     "Rates, momenta and weights of every step"
     def dls():

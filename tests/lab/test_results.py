@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from focusnet_fastai.lab.paper import mean_sd, results
-from focusnet_fastai.lab.runs import run_config
+from focusnet_fastai.lab.config import run_config
 from focusnet_fastai.lab.study import config_hash, pack_runs, packed_logs, read_pack, unpack_runs
 
 ROOT = Path(__file__).resolve().parents[2]

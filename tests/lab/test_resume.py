@@ -222,6 +222,7 @@ def test_callbacks_refused(tmp_path, make, message):
     assert not steps and not (tmp_path/'run'/'checkpoint.pth').exists()
 
 
+@pytest.mark.slow
 def test_state_of_ones_own(tmp_path):
     "`state_dict` and `load_state_dict` are asked where they are there"
     class Walk(Callback):
@@ -245,6 +246,7 @@ def test_a_state_that_is_empty_at_first(tmp_path):
     resumed(recipe, tmp_path, at=(1, 1))
 
 
+@pytest.mark.slow
 def test_two_of_a_kind(tmp_path):
     "Callbacks of the same name do not take each other's memory"
     def recipe(epochs=6): return training([EarlyStoppingCallback('accuracy', min_delta=1., patience=9), EarlyStoppingCallback('valid_loss', min_delta=9., patience=4)], epochs)
@@ -279,6 +281,7 @@ OPTIMISERS = dict(ranger=ranger, adamw=partial(OptimWrapper, opt=torch.optim.Ada
                   rmsprop=partial(OptimWrapper, opt=torch.optim.RMSprop))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize('name', OPTIMISERS)
 def test_optimisers(tmp_path, name):
     "One cycle with the optimisers of others, bit-equal after a cut"

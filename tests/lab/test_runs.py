@@ -10,7 +10,8 @@ from focusnet_fastai.record import RunError
 from focusnet_fastai.lab.checkpoint import RunKeeper
 from focusnet_fastai.lab.files import write_signed
 from focusnet_fastai.lab.study import config_hash, read_about, read_result
-from focusnet_fastai.lab.runs import find_run, Forecast, in_words, run, run_config, run_seeds
+from focusnet_fastai.lab.runs import Forecast, in_words, run, run_seeds
+from focusnet_fastai.lab.config import find_run, run_config
 from focusnet_fastai.lab.recipes import digits, poor_baseline
 from focusnet_fastai.lab.paper import paper_tables, PaperTable, results
 from focusnet_fastai.lab.table import table
@@ -186,6 +187,7 @@ def test_full_disk_and_folder_that_became_read_only(jobs, undisturbed, tmp_path)
     same(whole, folder)
 
 
+@pytest.mark.slow
 def test_unwritable_place(jobs, tmp_path):
     "Named before anything is trained"
     (tmp_path/'theirs').mkdir(mode=0o555)
@@ -195,6 +197,7 @@ def test_unwritable_place(jobs, tmp_path):
     with pytest.raises(RunError, match='Cannot write in the folder .*file/run: Not a directory'): run('digits', 'focusnet', 0, tmp_path/'file'/'run', **SETTINGS)
 
 
+@pytest.mark.slow
 def test_disk_without_space(jobs, undisturbed, tmp_path):
     "A small file system fills up; when it has grown, the run goes on"
     whole, disk = undisturbed('digits', 'baseline', **SETTINGS), tmp_path/'disk'
@@ -249,6 +252,7 @@ def test_two_runs_in_one_folder_and_a_shared_baseline(jobs, undisturbed, tmp_pat
     assert all(torch.equal(w[k], v[k]) for k in w)
 
 
+@pytest.mark.slow
 def test_baseline_with_other_settings(jobs, undisturbed, tmp_path):
     "A baseline is found by its settings, in whatever folder; one that was made as a run of its own too"
     whole = undisturbed('digits', 'baseline', **SETTINGS)
@@ -261,6 +265,7 @@ def test_baseline_with_other_settings(jobs, undisturbed, tmp_path):
     assert len(made) == 1 and read_about(made[0])['config']['recipe_settings'] == dict(n_train=200, seed=5, net='lenet5', epochs=1, lr=.02, mom=.9, wd=1e-4, bs=64)
 
 
+@pytest.mark.slow
 def test_finished_is_not_run_again(undisturbed):
     folder = undisturbed('digits', 'focusnet', **SETTINGS)
     times, lines = {o: o.stat().st_mtime_ns for o in folder.parent.rglob('*.*')}, []
@@ -316,7 +321,7 @@ def test_result(undisturbed, jobs):
     assert (res['fixed'], res['broken']) == ((hits[1] & ~hits[0]).sum(), (hits[0] & ~hits[1]).sum())
     from scipy.stats import binomtest
     assert res['p'] == pytest.approx(binomtest(res['fixed'], res['fixed'] + res['broken']).pvalue)
-    from focusnet_fastai.compare import probability_quality
+    from focusnet_fastai.probabilities import probability_quality
     want = probability_quality(t.learn.model.eval()(x).detach(), y)  # raw, and after one temperature; what could not be measured is None
     assert {k: res[k] for k in want} == {k: None if v != v else pytest.approx(v, rel=1e-3, abs=1e-4) for k, v in want.items()} and set(want) < set(res['baseline'])
     assert 0 <= res['ece'] <= 1 and res['hash'] == config_hash(cfg) == read_about(folder)['hash']
@@ -423,6 +428,7 @@ def test_table_asks_for_networks_and_baselines(record, tmp_path):
     assert ours(10, 'L_cls') == {'CUB-200': '58.00 (1)'} and ours(10, 'L_cls + R_entropy') == {'CUB-200': '61.00 (1)'} and not ours(10, 'L_cls + R_attention')
 
 
+@pytest.mark.slow
 def test_tables_as_text(tmp_path):
     "Every table can be printed with nothing run, as Markdown and as HTML"
     for n, paper in paper_tables.items():
@@ -481,6 +487,7 @@ class Slow(Callback):
     def after_batch(self): Slow.now += 180
 
 
+@pytest.mark.slow
 def test_forecast(monkeypatch, tmp_path):
     "After the first batches of a long training, once; a short one says nothing"
     monkeypatch.setattr(time, 'perf_counter', lambda: Slow.now)

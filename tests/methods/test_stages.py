@@ -56,6 +56,7 @@ def test_stages_are_the_network(make, channels, factor, narrow):
     assert torch.equal(z, want) and same(state(net), state(other))
 
 
+@pytest.mark.slow
 @every_net
 def test_stages_copy_and_register_nothing(make, channels, factor):
     net = make(7)

@@ -115,6 +115,7 @@ def test_new_loaders(data, cls):
     with pytest.raises(ValueError, match='The new loaders have 5 classes, but the network and its extra parts 10'): learn2.dls = few
 
 
+@pytest.mark.slow
 def test_frozen_bodies():
     "The extra parts train with the last group; unfrozen again, all do"
     data = small(n_train=8, bs=8)
