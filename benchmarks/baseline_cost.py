@@ -34,7 +34,8 @@ def main():
     from fastai.vision.all import resnet18
     from focusnet_fastai.focusnet import FocusNetCallback
     from focusnet_fastai.precision import in_turns, ratio
-    from focusnet_fastai.reference import Baseline, FrozenNetwork
+    from focusnet_fastai.reference import Baseline
+    from focusnet_fastai.frozen import FrozenNetwork
     from focusnet_fastai.remembered import RememberedBaseline
     from common import learner, seconds, times, write_table
     torch.set_num_threads(a.threads)

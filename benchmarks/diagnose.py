@@ -153,7 +153,7 @@ def train_resnet(x, y, n_classes, seed, epochs):
     "A thin ResNet on photographs"
     from fastai.vision.all import Callback, Learner, Normalize, cifar_stats, set_seed
     from focusnet_fastai.data.memory import CropBatch, FlipBatch, InMemoryLoaders
-    from focusnet_fastai.diagnose import network_answers
+    from focusnet_fastai.case import network_answers
     from focusnet_fastai.models import thin_resnet
     tfms = [CropBatch(pad=4), FlipBatch(), Normalize.from_stats(*cifar_stats)]
     names = list(range(n_classes))
@@ -168,7 +168,7 @@ def train_resnet(x, y, n_classes, seed, epochs):
             from fastai.vision.all import CancelValidException
             raise CancelValidException()
         def after_pred(self): zs[self.epoch, self.dls.train.last_order[self.iter*64:][:len(self.y)]] = self.pred.detach().float()
-    from focusnet_fastai.remembered import keep_order
+    from focusnet_fastai.image_order import keep_order
     keep_order(dls.train)
     learn = Learner(dls, thin_resnet(n_classes, 3)).to_precision('bf16')
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 1e-2, cbs=Keep())

@@ -101,12 +101,13 @@ def whole(
     wd:float=1e-2, # weight decay
     bs:int=32, # photographs a batch
     n_valid:int=2000, # photographs for validation
-    precision:str='bf16' # None: float32
+    precision:str='bf16', # None: float32
+    watched:int=200 # of them, that the log of each epoch counts; None: all, as the tables do
 )->Training:
     "A pretrained network fine-tuned whole"
     x, y, names = pictures(size)
     train, valid = split(y, per_class, seed)
-    valid = valid[torch.from_numpy(np.random.RandomState(0).permutation(len(valid))[:n_valid])]
+    valid = valid[torch.from_numpy(np.random.RandomState(0).permutation(len(valid))[:watched or n_valid])]
     dls = small_dls((x[train], y[train]), (x[valid], y[valid]), names, half, 8, .5, bs=bs)
     net = lite0(len(names))
     lrs = np.array([lr/10, lr])

@@ -8,20 +8,22 @@ FOLDER holds the images, as the public repositories have them: `cifar10` (fastai
 `tiny-imagenet-200` (github.com/seshuad/IMagenet) and `gtsrb` (github.com/jovanzac/Traffic); digits come with scikit-learn. Runs stand in FOLDER/runs. A seed chooses the training
 images, the initialisation and the order; validation images are the same for all. Settings were fixed on seeds from 100 on, before the reported seeds ran.
 """
-import argparse, json, os, warnings
+import argparse, inspect, json, os, warnings
 from collections import Counter
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 warnings.filterwarnings('ignore')
 import torch
 from fastai.vision.all import *
-from focusnet_fastai.compare import expected_calibration_error
+from focusnet_fastai.probabilities import cross_fitted, expected_calibration_error
 from focusnet_fastai.data.image_files import cached_images, read_images
 from focusnet_fastai.data.pictures import picture_files
 from focusnet_fastai.data.small import channel_stats, small_dls
 from focusnet_fastai.lab.training import StepRate, top_5, Training
 from focusnet_fastai.lab.recipes import digits
-from focusnet_fastai.lab.runs import find_run, run_config, run_seeds
+from focusnet_fastai.lab.runs import run_seeds
+from focusnet_fastai.lab.config import find_run, run_config
 from focusnet_fastai.lab.study import read_run
+from focusnet_fastai.label_sets import crossed_sets, set_measures
 from focusnet_fastai.loss import multi_warm_label
 from focusnet_fastai.models import thin_resnet
 from focusnet_fastai.precision import HalfPrecision # noqa: F401, `Learner.to_precision`
@@ -77,6 +79,11 @@ def bytes_of(files, size, cache=None):
     return x, torch.tensor([i for i,o in enumerate(files.values()) for _ in o])
 
 
+def some_of(n, *tensors):
+    "The same `n` rows of each, spread evenly"
+    return [o[::-(-len(o)//n)] for o in tensors]
+
+
 def few_images(
     data:str='cifar100', # one of `SETS`
     per_class:int=100, # training images of each class
@@ -88,12 +95,14 @@ def few_images(
     bs:int=128, # images a batch
     width:int=16, # of the thin ResNet
     size:int=32, # pixels
-    precision:str='bf16' # None: float32
+    precision:str='bf16', # None: float32
+    watched:int=500 # validation images that the log of each epoch counts; None: all, as the tables do
 )->Training:
     "Few images a class and a thin ResNet, SGD whose rate falls in steps"
     train,valid = SETS[data](seed, per_class)
     x,y = bytes_of(train, size)
     vx,vy = bytes_of(valid, size, FOLDER/f'{data}-valid-{size}.npz')
+    if watched: vx,vy = some_of(watched, vx, vy)
     flip = 0. if data=='gtsrb' else .5
     dls = small_dls((x, y), (vx, vy), list(train), channel_stats(x), 4, flip, bs=bs)
     model = thin_resnet(dls.c, width=width)
@@ -130,11 +139,14 @@ def runs_of(regime, arm, seeds, root):
     return run_seeds(recipe, method, seeds, root/regime, **settings, **own, epochs=epochs*factor)
 
 
+def all_counted(recipe): return dict(watched=None) if 'watched' in inspect.signature(recipe).parameters else {}
+
+
 def logits_of(run, settings_to_training):
     "Logits and labels of a finished run on its validation images, kept beside it in half precision"
     f = run.folder/'preds.npz'
     if not f.exists():
-        learn = settings_to_training(**run.config['recipe_settings']).learn
+        learn = settings_to_training(**merge(run.config['recipe_settings'], all_counted(settings_to_training))).learn
         learn.model.load_state_dict(torch.load(run.folder/'weights.pth', weights_only=True))
         with learn.no_bar(), learn.no_logging(): z, y = learn.get_preds(act=noop)
         np.savez(f, logits=z.half().numpy(), labels=y.numpy())
@@ -156,11 +168,11 @@ def in_pairs(z, y, pairs):
 
 
 def measures(z, y, pairs):
-    "Accuracy, errors in the baseline's most confused pairs, calibration as it is and after one temperature (fitted on the other half)"
-    from focusnet_fastai.calibrate import cross_fitted
-    fitted = cross_fitted(z, y)
+    "Accuracy, errors in the baseline's most confused pairs, calibration raw and after one temperature, sets that hold the right class in 90 %"
+    fitted,sets = cross_fitted(z, y),set_measures(crossed_sets(z, y, .9), y) # each half of the images for the other
     return dict(accuracy=100*(z.argmax(1)==y).float().mean().item(), pairs=in_pairs(z, y, pairs), ece=expected_calibration_error(z.softmax(1), y),
-                nll=F.cross_entropy(z, y).item(), temperature=fitted['temperature'], ece_T=fitted['ece'], nll_T=fitted['nll'])
+                nll=F.cross_entropy(z, y).item(), temperature=fitted['temperature'], ece_T=fitted['ece'], nll_T=fitted['nll'], set_size=sets['size'],
+                set_coverage=sets['coverage'])
 
 
 superclasses = """beaver dolphin otter seal whale; aquarium_fish flatfish ray shark trout; orchid poppy rose sunflower tulip; bottle bowl can cup plate;
@@ -214,7 +226,7 @@ def spread(v):
 
 def table(rows, arms):
     "Differences to plain cross-entropy, paired by seed"
-    lines = ['| regime | arm | n | accuracy, % | gain | errors in the top 20 pairs, of CE | ECE | NLL | temperature | ECE after it | NLL after it |', '|'+' --- |'*11]
+    lines = ['| regime | arm | n | accuracy, % | gain | errors in the top 20 pairs, of CE | ECE | NLL | temperature | ECE after it | NLL after it | classes in a 90 % set |', '|'+' --- |'*12]
     ce = {(o['regime'], o['seed']): o for o in rows if o['arm']=='ce'}
     for regime in dict.fromkeys(o['regime'] for o in rows):
         for arm in arms:
@@ -222,7 +234,7 @@ def table(rows, arms):
             if not own: continue
             base = [ce[regime, o['seed']] for o in own]
             gain = '' if arm=='ce' else spread([o['accuracy']-b['accuracy'] for o, b in zip(own, base)])
-            mean = {k: np.mean([o[k] for o in own]) for k in ('ece', 'nll', 'temperature', 'ece_T', 'nll_T')}
+            mean = {k: np.mean([o[k] for o in own]) for k in ('ece', 'nll', 'temperature', 'ece_T', 'nll_T', 'set_size')}
             pairs = f"{np.mean([o['pairs'] for o in own]):.0f} of {np.mean([b['pairs'] for b in base]):.0f}"
             lines.append(f"| {regime} | {arm} | {len(own)} | {spread([o['accuracy'] for o in own])} | {gain} | {pairs} | " + ' | '.join(f'{v:.3f}' for v in mean.values()) + ' |')
     return '\n'.join(lines)

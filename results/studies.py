@@ -100,7 +100,7 @@ def run_study(name, root=here, small=None, copy=None):
 def timing(name):
     "Seconds an epoch of the finished runs, and the share that an epoch of the loaders alone takes"
     import pandas as pd
-    from focusnet_fastai.lab.runs import get_recipe
+    from focusnet_fastai.lab.config import get_recipe
     from focusnet_fastai.lab.paper import results
     df = results(here/folder(name))
     dl = get_recipe(studies[name][0])(**{k: v for k, v in studies[name][2][0][1].items()}).learn.dls.train
@@ -120,7 +120,7 @@ def warm_labels(name):
     import pandas as pd
     from fastai.vision.all import noop
     from focusnet_fastai.lab.study import read_about
-    from focusnet_fastai.lab.runs import get_recipe
+    from focusnet_fastai.lab.config import get_recipe
     from focusnet_fastai.loss import warm_summary
     from focusnet_fastai.reference import load_weights
     rows = []

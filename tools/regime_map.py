@@ -72,7 +72,7 @@ def draw(rows):
             ax.plot([g[0]], [y], mark, color=colour, ms=8 if mark=='*' else 5)
     ax.set_yticks(range(len(shown)), [f'{captions[o]} ({seeds(rows, o)})' for o in shown], fontsize=8)
     ax.set_ylim(len(shown)-.5, -.5)
-    ax.set_xlabel('gain over plain cross-entropy of the same length, points of accuracy (bars: one standard error)', fontsize=7.5)
+    ax.set_xlabel('gain over plain cross-entropy of the same length,\npoints of accuracy (bars: one standard error)', fontsize=7.5)
     ax.tick_params(axis='x', labelsize=8)
     for o in ('top', 'right', 'left'): ax.spines[o].set_visible(False)
     handles = [ax.plot([], [], mark, color=colour, ms=8 if mark=='*' else 5, label=name)[0] for name, colour, mark in arms.values()]
