@@ -9,7 +9,7 @@ TESTING := MPLBACKEND=agg OMP_NUM_THREADS=1
 .PHONY: help demo test quick check lessons pytest test-browser test-tutorials lab export readme hooks docs dist try-wheel clean
 help:
 	@echo "make demo            set up, then train a baseline and a FocusNet on handwritten digits"
-	@echo "make quick           set up, then run the tests that are not marked slow (TIME)"
+	@echo "make quick           set up, then run the tests that are not marked slow: under two minutes"
 	@echo "make test            set up, then run all checks, lessons and tests (some twenty minutes on two cores)"
 	@echo "make test-browser    explorer, report and site in Chromium, which is installed where apt can"
 	@echo "make test-tutorials  run the tutorials whole (without a GPU some ten minutes each)"

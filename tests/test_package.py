@@ -176,6 +176,7 @@ def test_modules_out_of_step_are_noticed(tmp_path):
     assert out.returncode != 0 and 'loss.py' in out.stderr
 
 
+@pytest.mark.slow
 def test_demo_is_reproducible():
     "The same seed gives the same numbers, whatever ran before"
     from focusnet_fastai.app.demo import train_seed

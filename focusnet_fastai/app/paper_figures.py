@@ -10,7 +10,8 @@ import matplotlib as mpl, matplotlib.font_manager, pandas as pd
 from fastai.vision.all import *
 from matplotlib.figure import Figure
 from ..see.examples import digit_learners, digit_quality
-from ..see.items import is_index, item_list, pick_scenes, picture_dl
+from ..see.items import is_index, item_list, picture_dl
+from ..see.picking import pick_scenes
 from ..see.confusion import show_confusion
 from ..see.focus import show_fixed, show_focus
 from ..see.page import unshown

@@ -7,7 +7,9 @@ from focusnet_fastai.app.cli import focusnet_run, focusnet_table, focusnet_train
 from focusnet_fastai.app.photo_network import digit_photos, photo_learner
 from focusnet_fastai.app.checks import result_files
 from focusnet_fastai.app.photo_files import GivenBaseline
-from focusnet_fastai.app.photo_training import train_photos
+from focusnet_fastai.app.photo_setup import photo_settings
+from focusnet_fastai.focusnet import focus_settings
+from focusnet_fastai.app.train_photos import train_photos
 from helpers import fresh
 
 bindir = Path(sys.executable).parent
@@ -77,6 +79,46 @@ def test_train_writes_everything(trained):
 
 
 @pytest.mark.slow
+def test_a_training_says_what_would_help(trained):
+    "Verdicts and doubtful labels of the better network, in the report and as JSON"
+    out, _ = trained
+    found = json.loads((out/'diagnosis.json').read_text())
+    html = (out/'report.html').read_text(encoding='utf-8')
+    assert found['classes'] == ['3', '8', '9'] and found['training_images'] == 24 and found['label_evidence'] == 'training'
+    assert 'Which cause, what remedy' in html and 'Labels that look wrong' in html
+    about, wrong = json.loads((out/'focusnet.json').read_text()), sum(o['count'] for o in found['pairs'])
+    kept = about['results']['FocusNet' if about['keep'] == 'focusnet.pkl' else 'Baseline']
+    assert wrong == round(6*(1-kept['accuracy']))
+
+
+@pytest.mark.slow
+def test_a_network_that_learns_from_itself(few, tmp_path):
+    "Recommended for pretrained networks; by name for others: the baseline is only compared with"
+    lines, out = [], tmp_path/'out'
+    train_photos(few, out, epochs=2, settings='classes', log=lines.append, **small)
+    about, html = json.loads((out/'focusnet.json').read_text()), (out/'report.html').read_text(encoding='utf-8')
+    assert about['loss'] == dict(alpha=1., beta=0., rule='soft', label_smoothing=0., detach=False, reference='classes')
+    assert 'against its own answers by class' in html and 'it confuses itself' in html
+    attention = [re.search(r'attention (\S+)', o) for o in lines if o.startswith('epoch')]
+    assert attention[:2] == [None, None] and float(attention[2][1]) == 0 < float(attention[3][1])  # in the first epoch it has said nothing yet
+    assert photo_settings('recommended', True) == about['loss'] and photo_settings('recommended', False) == focus_settings['few']
+
+
+@pytest.mark.slow
+def test_corrected_labels(photos, tmp_path):
+    "The table that a report writes: a moved photograph and one that is left out; a table that is not there is named"
+    a, b = sorted((photos/'3').iterdir())[:2]
+    table = tmp_path/'labels.csv'
+    table.write_text(f'file,label\n3/{a.name},8\n3/{b.name},drop\n')
+    learn, _ = train_photos(photos, tmp_path/'out', epochs=1, labels=table, log=lambda o: None, **small)
+    files = [*learn.dls.train_ds.items, *learn.dls.valid_ds.items]
+    assert len(files) == 29 and b not in files
+    ds = learn.dls.train_ds if a in list(learn.dls.train_ds.items) else learn.dls.valid_ds
+    assert learn.dls.vocab[ds[list(ds.items).index(a)][1]] == '8'
+    assert 'none.csv' in mistake(focusnet_train, str(photos), labels=str(tmp_path/'none.csv'), out=str(tmp_path/'no'))
+
+
+@pytest.mark.slow
 def test_a_fresh_process_predicts(trained):
     "The exported learner in another process, in another folder; the weights without running code"
     out, _ = trained
@@ -107,7 +149,7 @@ def test_train_against_a_given_baseline(trained, photos, tmp_path):
     learn, base = train_photos(photos, tmp_path/'a', baseline=out/'baseline.pth', epochs=1, pretrained=False, workers=0, log=lines.append)
     weights = torch.load(out/'baseline.pth', weights_only=True)
     assert all(torch.equal(v.cpu(), weights[k]) for k, v in base.model.state_dict().items())
-    assert sorted(o.name for o in (tmp_path/'a').iterdir()) == ['focusnet.json', 'focusnet.pkl', 'focusnet.pth', 'report.html']
+    assert sorted(o.name for o in (tmp_path/'a').iterdir()) == ['diagnosis.json', 'focusnet.json', 'focusnet.pkl', 'focusnet.pth', 'report.html']
     assert 'from baseline.pth' in (tmp_path/'a'/'report.html').read_text(encoding='utf-8') and 'Baseline:' not in ' '.join(map(str, lines))
     assert GivenBaseline(out/'baseline.pkl').size == 32
     assert not [o for o in lines if 'can run code' in o]
@@ -129,7 +171,7 @@ def test_a_seed_gives_the_same_weights(few, tmp_path):
 @pytest.mark.slow
 def test_precision_and_cache_as_asked_for(photos, tmp_path):
     "In bfloat16, with pictures in a folder; what is exported is plain float32. And without either"
-    from focusnet_fastai.app.photo_training import train_photos
+    from focusnet_fastai.app.train_photos import train_photos
     from focusnet_fastai.data.photo_cache import KeptPhotosDL
     two, lines = digit_photos(tmp_path/'two', (3, 8), n=8), []
     how = dict(epochs=1, size=32, pretrained=False, workers=0, log=lambda o: lines.append(str(o)))
@@ -207,6 +249,7 @@ def test_weights_are_weights_whatever_their_ending(trained, photos, tmp_path, na
     assert not (tmp_path/'ran').exists()
 
 
+@pytest.mark.slow
 def test_a_training_that_diverges(few, tmp_path):
     "Is stopped with its epoch: a baseline is not kept then, a good one stays"
     from focusnet_fastai.app.photo_network import Diverged
@@ -274,6 +317,7 @@ def test_names_that_cannot_be_printed(tmp_path):
     assert set(load_learner(tmp_path/'out'/'focusnet.pkl').dls.vocab) == {'\u72ac', 'caf\xe9'}
 
 
+@pytest.mark.slow
 def test_weights_that_cannot_be_fetched(photos, tmp_path, monkeypatch):
     "An empty cache, and a proxy that nobody listens on"
     from focusnet_fastai.data.folder import folder_dls

@@ -5,7 +5,7 @@ from PIL import Image
 from fastai.vision.all import load_learner
 from focusnet_fastai.app.cli import focusnet_figure
 from focusnet_fastai.app.paper_figures import make_figure
-from focusnet_fastai.see.items import fixed_images
+from focusnet_fastai.see.picking import fixed_images
 from helpers.figures import digit_pair, picture_size, png
 
 pytestmark = pytest.mark.slow  # as a whole; `make quick` leaves it out

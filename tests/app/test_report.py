@@ -13,11 +13,16 @@ from focusnet_fastai.see.examples import digit_learners
 from focusnet_fastai.compare import Comparison
 from focusnet_fastai.app.photo_network import digit_photos, photo_learner
 from focusnet_fastai.app.page import confusion, contrast_palette, heat_palette, map_uri
-from focusnet_fastai.app.report import advice, confusion_section, photo_plan, report_html, shown_pairs, top_confusions
+from focusnet_fastai.label_sets import LabelSets, crossed_sets, set_measures, suitable_coverage
+from focusnet_fastai.app.confusions import confusion_section, photo_plan, shown_pairs, suspects_section, top_confusions
+from focusnet_fastai.app.sets import sets_section
+from focusnet_fastai.app.report import advice, report_html
 from focusnet_fastai.see.contrast import contrast_overlay
 from focusnet_fastai.see.look import paired_looks
 from focusnet_fastai.see.parts import heat_colours, overlay
 from focusnet_fastai.compare import heading, probability_sentence, split_sentence
+
+pytestmark = pytest.mark.slow  # as a whole; `make quick` leaves it out
 
 
 class Page(HTMLParser):
@@ -98,7 +103,6 @@ def test_probabilities_in_words():
     assert 'less sure than it is right' in probability_sentence(flat) and 'rises to' in probability_sentence(flat)
 
 
-@pytest.mark.slow
 def test_names_cannot_inject_anything(tmp_path):
     "Class folders, photos and damaged files with names that are HTML"
     evil, quotes = '<img src=x onerror=alert(1)>', '''a"b'c&amp;<script>alert(2)<'''
@@ -130,7 +134,6 @@ def drawn(n_classes, side=96, each=5):
     return Learner(dls, net()), Learner(dls, net())
 
 
-@pytest.mark.slow
 def test_200_classes(tmp_path):
     "The 15 classes that are confused most, photographs behind each number, in less than 10 MB"
     base, learn = drawn(200)
@@ -173,7 +176,6 @@ def test_a_class_map_of_the_report_is_that_of_the_figures(pair):
         np.testing.assert_allclose(shown, overlay(grey, values) if want is not None else contrast_overlay(grey, values), atol=.04)
 
 
-@pytest.mark.slow
 def test_diagnosis(pair):
     "Verdicts open the photographs of their pair; suspicious labels have a check box each; other columns do not matter"
     base, learn = pair
@@ -188,6 +190,29 @@ def test_diagnosis(pair):
     assert html.count('class="choice"') == 1 and f'data-label="{y}"' in html
     empty = SimpleNamespace(df=df[:0], suspicious=suspicious[:0])
     assert 'No pair is confused' in report_html(learn, base, diagnosis=empty, n=1, n_maps=1)
+
+
+def test_sets_of_classes(pair):
+    "The table is that of `set_measures`; sets that were made on other images are used as they are"
+    base, learn = pair
+    c = learn_names(learn.compare(base))
+    coverage = suitable_coverage(max(c.df.accuracy), len(c.y)//2)
+    found = [set_measures(crossed_sets(z, c.y, coverage), c.y) for z in (c.zb, c.z)]
+    text = Page(report_html(learn, base, compared=c, n=1, n_maps=1)).text
+    assert 'It is A or B' in text and all(f"{o['coverage']:.1%}" in text and f"{o['size']:.2f}" in text for o in found)
+    every = LabelSets(1., .99, 1., c.vocab, 50)  # the threshold that lets all classes in
+    text = Page(h.to_xml(sets_section(c, {'FocusNet': every}))).text
+    assert '100.0%' in text and '10.00' in text and 'in 99% of all images' in text and 'Baseline' not in text
+
+
+def test_labels_of_a_network_that_has_not_learned(pair):
+    "Where the network contradicts a third of the labels there are no check boxes, but a sentence"
+    _, learn = pair
+    n = len(learn.dls.train_ds)
+    rows = pd.DataFrame(dict(index=range(n), label='3', suggested='8'))
+    html = h.to_xml(suspects_section(learn, rows))
+    assert f'contradicts {n} of {n} labels' in html and 'class="choice"' not in html
+    assert h.to_xml(suspects_section(learn, rows[:n//5])).count('class="choice"') == min(n//5, 48)
 
 
 def test_a_network_that_answers_nothing(pair):
@@ -213,7 +238,6 @@ def test_networks_without_maps_and_without_differences(pair):
     assert 'right on exactly the same images' in html and 'No image was fixed' in html
 
 
-@pytest.mark.slow
 def test_the_file_is_replaced_as_a_whole(pair, tmp_path):
     base, learn = pair
     path = learn.report(base, tmp_path/'report.html', n=1, n_maps=1)
