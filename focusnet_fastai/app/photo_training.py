@@ -77,7 +77,9 @@ def fit(self:PhotoTraining, learn, what:str, cbs=None):
     self.log(f"{what}: {network_name(learn)}, from {start_of(learn)}, {self.epochs} epochs")
     start = time.perf_counter()
     if self.computes:
-        with warnings.catch_warnings(action='ignore'): learn.to_precision(self.computes)
+        with warnings.catch_warnings():
+            warnings.simplefilter('ignore')
+            learn.to_precision(self.computes)
     first_time = self.margins is None
     if first_time: self.margins = MarginRecorder()
     fit_photos(learn, self.epochs, self.lr, L(cbs) + L(self.margins)*first_time, self.log)
