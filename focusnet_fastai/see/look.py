@@ -11,7 +11,8 @@ from fastai.vision.all import *
 from collections import namedtuple
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
-from .network_view import check_scale, map_scales, paired_views, rival_class, shown_classes, shown_maps, signed_maps, warm_label
+from .network_view import check_scale, map_scales, paired_views, rival_class
+from .network_view import shown_classes, shown_maps, signed_maps, warm_label
 from .items import read_scenes
 from .parts import answer_heading, overlay, pair_bars, pair_names, rest_note
 from .page import colours, figure_style, note_height, Page, page_width

@@ -16,7 +16,8 @@ from focusnet_fastai.focus import FocusMemory
 from focusnet_fastai.focusnet import FocusNetCallback
 from focusnet_fastai.margins import LabelEvidence, MarginRecorder
 from focusnet_fastai.self_memory import Memory
-from focusnet_fastai.verdicts import about, images_needed, two_clusters
+from focusnet_fastai.verdicts import two_clusters
+from focusnet_fastai.learning_curve import about, images_needed
 
 made = {}
 def diagnosis(cause):
