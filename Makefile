@@ -6,7 +6,7 @@ PACKAGING := settings.ini setup.py pyproject.toml
 # Tests draw without a screen, and use one thread each
 TESTING := MPLBACKEND=agg OMP_NUM_THREADS=1
 
-.PHONY: help demo test quick check lessons pytest test-browser test-tutorials lab export readme hooks docs dist try-wheel clean
+.PHONY: help demo test quick check lessons pytest chromium test-browser test-tutorials lab export readme hooks docs dist try-wheel clean
 help:
 	@echo "make demo            set up, then train a baseline and a FocusNet on handwritten digits"
 	@echo "make quick           set up, then run the tests that are not marked slow: under two minutes"
@@ -21,27 +21,32 @@ help:
 	@echo "make dist            source archive and wheel, in dist, with their metadata and contents checked"
 	@echo "make try-wheel       the wheel in empty environments (PYTHONS=\"python3.10 python3.13\"; some GB each)"
 
+# Modules are compiled when they are first imported: pip would compile all of them, one after the other
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile
+
 .venv/.base: $(PACKAGING)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e .
+	$(PIP) -e .
 	@touch $@
 
-.venv/.dev: .venv/.base
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[dev]'
-	@touch $@
+.venv/.dev: $(PACKAGING)
+	test -x $(BIN)/python || $(PYTHON) -m venv .venv
+	$(PIP) -e '.[dev]'
+	@touch .venv/.base $@
 
 .venv/.docs: .venv/.base
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[docs]'
+	$(PIP) -e '.[docs]'
 	@touch $@
 
 .venv/.release: .venv/.base
-	$(BIN)/python -m pip install -q --disable-pip-version-check -e '.[release]'
+	$(PIP) -e '.[release]'
 	@touch $@
 
 demo: .venv/.base
 	$(BIN)/focusnet-demo
 
-test: check lessons pytest test-browser
+test: check lessons chromium
+	$(TESTING) $(BIN)/python -m pytest -n 3 --dist worksteal -o norecursedirs=".*"
 
 check: .venv/.dev
 	$(BIN)/python tools/in_step.py
@@ -56,10 +61,12 @@ pytest: .venv/.dev
 quick: .venv/.dev
 	$(TESTING) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"
 
-# Without Chromium, and without the right to install it, the test is skipped and says how to run it
-test-browser: .venv/.dev
+# Without Chromium, and without the right to install it, tests in a browser are skipped and say how to run them
+chromium:
 	@command -v chromium chromium-browser google-chrome >/dev/null || { test "$$(id -u)" = 0 && command -v apt-get >/dev/null \
 	  && { apt-get update -qq; apt-get install -y -qq --no-install-recommends chromium; }; } || echo "Chromium is not installed, and could not be"
+
+test-browser: .venv/.dev chromium
 	$(TESTING) $(BIN)/python -m pytest tests/browser
 
 test-tutorials: .venv/.dev

@@ -354,7 +354,7 @@ def test_a_full_disk(few, tmp_path):
 @pytest.mark.slow
 def test_ctrl_c(few, tmp_path):
     "While FocusNet is trained, with worker processes, as a terminal sends it to all of them"
-    p = fresh.started('focusnet-train', few, '--no-pretrained', '--size', '32', '--workers', '1', *tiny, '--epochs', '50', '--out', tmp_path/'out')
+    p = fresh.started('focusnet-train', few, '--no-pretrained', '--size', '32', '--workers', '1', *tiny, '--epochs', '15', '--out', tmp_path/'out')
     end = time.monotonic() + 120
     while '\nFocusNet:' not in p.printed and time.monotonic() < end: time.sleep(.02)
     os.killpg(p.pid, signal.SIGINT)

@@ -1,5 +1,5 @@
 "A network that is its own reference: what it is given back, against loops written here; which images are in a batch; a ramp, a kill, two processes."
-import random, subprocess, sys
+import random
 from copy import deepcopy
 from pathlib import Path
 
@@ -8,6 +8,7 @@ from fastai.vision.all import (Callback, CrossEntropyLossFlat, DataLoaders, Lear
 from fastai.callback.mixup import CutMix, MixUp
 from torch import nn
 
+from helpers import fresh, memory_workers
 from helpers.learners import CtrlC, InBatch, make_learner, quiet, same, small, state
 from helpers.two_processes import in_two_processes
 from focusnet_fastai.data.digits import digits_dls
@@ -385,9 +386,7 @@ def test_classes_keep_what_they_had():
 @pytest.mark.slow
 def test_worker_processes(tmp_path):
     "Started in every way: the same memory as without workers"
-    here = Path(__file__).resolve().parent.parent
-    out = subprocess.run([sys.executable, '-W', 'ignore', str(here/'helpers'/'memory_workers.py'), 'fork', 'spawn', 'forkserver'], capture_output=True, text=True, timeout=300,
-                         env={**__import__('os').environ, 'PYTHONPATH': f'{here.parent}:{here}', 'OMP_NUM_THREADS': '1'})
+    out = fresh.Fresh([memory_workers.__file__, 'fork', 'spawn', 'forkserver'], script=memory_workers.__file__).wait()
     assert out.stdout.split() == ['fork', 'spawn', 'forkserver'], out.stdout + out.stderr[-3000:]
 
 

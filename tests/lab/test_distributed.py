@@ -10,7 +10,7 @@ from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.lab.distributed import left_plain, alone, by_all, by_first, on_all_devices, split_batches
 from focusnet_fastai.lab.study import read_result
 from helpers import fresh
-from helpers.two_processes import accelerate, command, env, forked, launch, on_two_machines, started
+from helpers.two_processes import accelerate, command, env, forked, in_two_processes, launch, on_two_machines, started
 
 
 # --- in one process ---------------------------------------------------------------------------------------------------------
@@ -234,8 +234,7 @@ if not rank: (folder/'report.json').write_text(json.dumps(report))
 
 @pytest.mark.slow
 def test_two_processes(tmp_path):
-    code, out, err = launch(tmp_path, 'import builtins, inspect\n' + TRAIN)
-    assert code == 0, err[-4000:]
+    in_two_processes(tmp_path, 'import builtins, inspect\n' + TRAIN)
     r = json.loads((tmp_path/'report.json').read_text())
     assert r['world'] == [2, 2, 'gloo']
     # equal weights, one baseline, which is not wrapped
@@ -380,9 +379,10 @@ if not rank: (folder/'report.json').write_text(json.dumps(report))
 @pytest.mark.parametrize('machines', [1, 2])
 def test_remembered_logits(tmp_path, machines):
     "Each process keeps the logits of the images that it meets, those of the first one's baseline; on one machine, and on two"
-    if machines == 1: ends = [launch(tmp_path, REMEMBERED)]
-    else: ends = on_two_machines(tmp_path, REMEMBERED)
-    assert all(code == 0 for code, _, _ in ends), [o[2][-3000:] for o in ends]
+    if machines == 1: in_two_processes(tmp_path, REMEMBERED)
+    else:
+        ends = on_two_machines(tmp_path, REMEMBERED)
+        assert all(code == 0 for code, _, _ in ends), [o[2][-3000:] for o in ends]
     r = json.loads((tmp_path/'report.json').read_text())
     assert r['world'] == [2, 2, 'gloo']
     for kind in ('same', 'views'):
