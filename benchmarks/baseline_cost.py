@@ -19,13 +19,13 @@ def args():
     p.add_argument('--rounds', type=int, default=7, help='turns of each (default 7)')
     p.add_argument('--steps', type=int, default=3, help='steps of a turn (default 3)')
     p.add_argument('--threads', type=int, default=1, help='CPU threads (default 1)')
-    p.add_argument('--ways', nargs='*', help='some of: as it is, folded, channels last, bf16, compiled, all in bf16, remembered')
+    p.add_argument('--ways', nargs='*', help='some of: as it is, folded, channels last, bf16, compiled, "bf16, compiled", all in bf16, remembered')
     p.add_argument('--most', type=float, default=1.15, help='required cost of the cheapest way (default 1.15)')
     p.add_argument('--markdown', help='also write the table to this file')
     return p.parse_args()
 
 ways = {'as it is': dict(fold=False), 'folded': {}, 'channels last': dict(channels_last=True), 'bf16': dict(precision='bf16', channels_last=True),
-        'compiled': dict(compile=True), 'all in bf16': {}, 'remembered': {}}
+        'compiled': dict(compile=True), 'bf16, compiled': dict(precision='bf16', channels_last=True, compile=True), 'all in bf16': {}, 'remembered': {}}
 
 def main():
     a = args()

@@ -11,6 +11,7 @@ import json
 import pandas as pd
 from fastai.vision.all import *
 from .reference import class_names
+from .compare import valid_dl
 from .probabilities import fit_temperature
 from .record import read_json, write_whole
 from .case import network_answers
@@ -45,7 +46,8 @@ class LabelSets:
     ):
         store_attr('threshold,coverage,temperature,n')
         self.classes = [str(o) for o in classes]
-    def __repr__(self): return f"Sets of {len(self.classes)} classes that hold the right one in {self.coverage:.0%} ({self.n:,} images)"
+    def __repr__(self):
+        return f"Sets of {len(self.classes)} classes that hold the right one in {100*self.coverage:.6g}% ({self.n:,} images)"
 
 # %% ../nbs/23_label_sets.ipynb #strangeness
 def strangeness(
@@ -168,8 +170,10 @@ def label_sets(self:Learner,
     coverage:float=.9 # part of the sets that shall hold the right class
 )->LabelSets: # `.predict(learn, dl)`, `.named(logits)`, `.save(path)`
     "Sets of classes that hold the right one as often as promised (split conformal prediction)"
-    answers = network_answers(self, self.dls.valid if dl is None else dl)
-    return LabelSets.calibrate(answers.z, answers.y, class_names(self.dls), coverage)
+    answers = network_answers(self, valid_dl(self, dl))
+    sets,n = LabelSets.calibrate(answers.z, answers.y, class_names(self.dls), coverage),len(answers.y)
+    if math.isinf(sets.threshold): warn(f"{n} images allow a promise of {n/(n+1):.2%} at most: for more, every set holds all classes")
+    return sets
 
 # %% ../nbs/23_label_sets.ipynb #predict
 @patch

@@ -60,7 +60,8 @@ def check_precision(
     "Raise a `ValueError` for a precision that there is not, or not on `device`"
     if precision not in (None,'bf16','fp16'): raise ValueError(f"`precision` must be 'bf16', 'fp16' or None, but is {precision!r}")
     if precision=='fp16' and device.type!='cuda':
-        raise ValueError(f"float16 needs a GPU of NVIDIA or AMD, but the data is on '{device.type}': use 'bf16', or None for float32")
+        raise ValueError(f"float16 needs a GPU of NVIDIA or AMD, but the data is on '{device.type}': "
+                         "use 'bf16', or float32 (None; in a shell: no)")
     if precision=='bf16' and device.type=='cuda' and not torch.cuda.is_bf16_supported():
         raise ValueError("This GPU has no bfloat16: use 'fp16', or None for float32")
 

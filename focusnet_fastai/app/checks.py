@@ -78,7 +78,8 @@ def _results(given, seeds:range)->list:
     return kept_files('focusnet') + shown_files if given else result_files
 
 # %% ../../nbs/app/07_checks.ipynb #check-all-arguments
-checked_arguments = ('epochs','size','bs','lr','valid_pct','workers','settings','alpha','rule','precision') # of `train_photos`
+checked_arguments = ('epochs','size','bs','lr','valid_pct','workers','settings','alpha','beta','rule','precision',
+                     'max_left_out') # of `train_photos`
 
 def check_arguments(
     folder:Path, # of the photographs
@@ -86,15 +87,16 @@ def check_arguments(
     baseline=None, # file of a given one
     seeds:range=range(1), # each a training
     overwrite:bool=False, # replace results that are there?
-    *, epochs, size, bs, lr, valid_pct, workers, settings, alpha, rule, precision='auto' # of `train_photos`
+    *, epochs, size, bs, lr, valid_pct, workers, settings, alpha, rule, beta=None, precision='auto', max_left_out=.5 # of `train_photos`
 ):
     "Raise an error for arguments of `train_photos` that make no sense"
     check_at_least(1, epochs=epochs, seeds=len(seeds))
     check_at_least(32, size=size)
     check_at_least(2, bs=bs)
-    check_at_least(0, workers=workers, alpha=alpha)
+    check_at_least(0, workers=workers, alpha=alpha, beta=beta)
     check_positive(lr=lr)
     if not 0<valid_pct<1: raise ValueError(f"`valid_pct` must lie between 0 and 1, but is {valid_pct}")
+    if not 0<=max_left_out<=1: raise ValueError(f"`max_left_out` must lie between 0 and 1, but is {max_left_out}")
     check_one_of(loss_settings, settings=settings)
     check_one_of(warm_rules, rule=rule)
     check_one_of(precisions, precision=precision)

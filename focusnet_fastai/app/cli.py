@@ -11,7 +11,7 @@ import json, os
 from pathlib import Path
 from typing import Annotated
 from .checks import check_arguments, check_at_least, checked_arguments, interrupted
-from .manners import command, load_fastai, manners, one_thread, say, several, trainings_stop
+from .manners import command, ignore_others_warnings, load_fastai, manners, one_thread, say, several, trainings_stop
 
 # %% ../../nbs/app/14_cli.ipynb #focusnet-demo
 @command
@@ -46,8 +46,9 @@ def _inches(width):
     try: return float(width)
     except (TypeError,ValueError): return width
 
-def _check_figure(number, base, learn, images, maps, scene):
+def _check_figure(number, base, learn, images, maps, scene, n=1):
     "What is missing, or does not belong to the figure, before anything is loaded"
+    check_at_least(1, n=n)
     if images is not None and not os.path.exists(images): raise FileNotFoundError(f"There is no folder or file {images}")
     if number==4 and images is None and (base or learn):
         raise ValueError("Figure 4 needs many trainings: give their table, --images TABLE.csv, or no learners for the digits")
@@ -82,7 +83,7 @@ def focusnet_figure(
     Examples: "focusnet-figure 1", "focusnet-figure 2 --out scenes.pdf --width column --no-note",
     "focusnet-figure 1 --base baseline.pkl --learn focusnet.pkl --images photos --width page" """
     with manners('focusnet-figure'):
-        _check_figure(number, base, learn, images, (scale,zoom), scene)
+        _check_figure(number, base, learn, images, (scale,zoom), scene, n)
         load_fastai()
         one_thread()
         from focusnet_fastai.app.paper_figures import make_figure
@@ -226,6 +227,7 @@ def focusnet_table(
         given = _settings(set)
         if folder is not None and not os.path.isdir(folder): raise FileNotFoundError(f"There is no folder {folder}")
         _check_folder_of(html)
+        ignore_others_warnings()
         from focusnet_fastai.record import write_whole
         from focusnet_fastai.lab.table import table
         t = table(number, folder or 'runs', **given)
@@ -243,9 +245,11 @@ def focusnet_pack(
     Example: "focusnet-pack runs --remove" """
     with manners('focusnet-pack'):
         if not os.path.isdir(folder): raise FileNotFoundError(f"There is no folder {folder}")
+        ignore_others_warnings()
         from focusnet_fastai.record import RunError
         from focusnet_fastai.lab.study import pack_runs
         try: n = pack_runs(folder, to, remove)
         except RunError as e: raise ValueError(str(e)) from None
-        still = '' if remove else '. Their folders are still there; --remove removes them'
+        there = any(Path(folder).rglob('result.json'))
+        still = '. Their folders are still there; --remove removes them' if there else ''
         say(f"{n} runs in {to or folder}: runs.jsonl, logs.csv.gz{still}")

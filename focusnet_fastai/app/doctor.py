@@ -188,5 +188,5 @@ def focusnet_doctor(
         check_out_folder(out)
         load_fastai()
         d = diagnose_arrays(read_preds(source), n) if learn is None else diagnose_folder(Path(source), learn, n, valid_pct, seed)
-        say(d)
+        say(d.text(f'`suspicious` in {out}' if out else '`suspicious` in the file of --out'))
         if out is not None: d.to_json(out)

@@ -13,7 +13,7 @@ from fastcore import xml as h
 from fastai.vision.all import *
 from ..reference import Baseline, class_names, plain_network
 from ..compare import accuracy_sentence, calibrated_sentence, Comparison, counted, first_up, heading
-from ..compare import probability_sentence, split_sentence, with_article
+from ..compare import probability_sentence, split_sentence, valid_dl, with_article
 from ..record import environment, write_whole
 from ..see.items import read_scenes
 from ..see.contrast import show_contrast
@@ -261,7 +261,7 @@ def report_html(
     sets:dict=None # `LabelSets` of other images by the network's name; None: each half of the images makes those of the other
 )->str:
     "The whole page"
-    dl = (learn.dls.valid if dl is None else dl).new(shuffle=False, drop_last=False)
+    dl = valid_dl(learn, dl).new(shuffle=False, drop_last=False)
     c = compared or Comparison(*learn.paired_logits(base, dl), vocab=class_names(learn.dls), names=names)
     seen = photo_looks(learn, base, dl, photo_plan(c, shown_pairs(c)[1], n_photos), zoom)
     top = [h.P(title, cls='over'), h.H1(heading(c)), h.P(advice(c), cls='advice'), h.P(what_it_is(c, own)), summary_section(c)]

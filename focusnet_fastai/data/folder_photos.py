@@ -114,6 +114,7 @@ def look_at_all(
     max_left_out:float # part of a class that may be unreadable
 )->tuple: # photograph -> why it cannot be read; and photograph -> digest, where it can
     "Decode all photographs"
+    if not 0<=max_left_out<=1: raise ValueError(f"`max_left_out` must lie between 0 and 1, but is {max_left_out}")
     files = [f for photos in splits for fs in photos.values() for f in fs]
     seen = dict(zip(files, parallel(look_at, files, n_workers=defaults.cpus, threadpool=True, progress=False)))
     bad = {f: why for f,(why,_) in seen.items() if why}

@@ -60,7 +60,8 @@ def read_labels(
     df.columns = [tidy(o).lower() for o in df.columns]
     missing = [o for o in label_columns if o not in df]
     if missing:
-        raise ValueError(f"{path} has no column `{missing[0]}`: its columns must be `file` and `label`, but are {', '.join(df.columns)}")
+        there = ', '.join(map(repr, df.columns))
+        raise ValueError(f"{path} has no column '{missing[0]}': its columns must be 'file' and 'label', but are {there}")
     return [(tidy(f), tidy(l)) for f,l in df[label_columns].fillna('').itertuples(index=False, name=None)]
 
 # %% ../../nbs/data/11_labels.ipynb #slashed

@@ -10,6 +10,7 @@ import matplotlib as mpl, numpy as np
 from fastai.vision.all import *
 from collections import namedtuple
 from matplotlib.figure import Figure
+from ..compare import valid_dl
 from .items import label_index, vocab_of
 from .network_view import check_scale, map_scales, paired_views, rival_class, signed_maps, warm_label
 from .parts import answer_heading, show_bordered
@@ -133,7 +134,7 @@ def show_contrast(
     "Where both networks see the true class and not another one"
     check_scale(scale)
     width = page_width(width)
-    if items is None: items = first_fixed(learn, base, 3, learn.dls.valid if dl is None else dl)
+    if items is None: items = first_fixed(learn, base, 3, valid_dl(learn, dl))
     s = focus_scenes(learn, items, dl, targets, zoom)
     views = paired_views(learn, base, s.xb, method, s.large)
     vocab = vocab_of(learn, views[1].logits.shape[1])

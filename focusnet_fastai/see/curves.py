@@ -10,7 +10,7 @@ import itertools, matplotlib as mpl, numpy as np, pandas as pd
 from fastai.vision.all import *
 from matplotlib.figure import Figure
 from ..loss import focus_terms, probability_difference
-from ..compare import paired_logits
+from ..compare import paired_logits, valid_dl
 from .items import vocab_of
 from .picking import dl_logits
 from .page import colours, figure_style, NotebookFigure, page_width, shown
@@ -284,7 +284,7 @@ def plot_baseline_quality(
 
 # %% ../../nbs/see/15_curves.ipynb #plot-quality-verb
 def _accuracy(learn, dl=None)->float: # 0..1
-    z,y = dl_logits(learn, learn.dls.valid if dl is None else dl)
+    z,y = dl_logits(learn, valid_dl(learn, dl))
     return (z.argmax(1)==y).float().mean().item()
 
 def _plot_quality(self,

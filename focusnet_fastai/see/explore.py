@@ -38,7 +38,7 @@ class ConfusionExplorer:
         labels:str|Path|bool=None # table that keeps the marks; True: labels.csv, where images are files; None: they are not kept
     ):
         store_attr(but='dl,by,labels,coverage')
-        self.dl = learn.dls.valid if dl is None else dl
+        self.dl = valid_dl(learn, dl)
         self.comparison = compared(learn, base, self.dl)
         self.vocab = self.comparison.vocab
         self.coverage = coverage or _suitable(self.comparison)

@@ -9,6 +9,7 @@ __all__ = ['focus_scenes', 'show_focus', 'first_fixed', 'show_fixed']
 from fastai.vision.all import *
 from collections import namedtuple
 from matplotlib.figure import Figure
+from ..compare import valid_dl
 from .items import read_scenes, vocab_of
 from .picking import fixed_images, pick_scenes
 from .network_view import (check_scale, map_scales, paired_views, rival_class, shown_classes,
@@ -132,7 +133,7 @@ def _linked_items(base, scene, items, dl, rule)->tuple: # the item, the dl, the 
     if items is None:
         if not isinstance(base, Learner):
             raise ValueError("To choose the scenes of Figure 2, the baseline must be a `Learner`; else give `items`")
-        dl = base.dls.valid if dl is None else dl
+        dl = valid_dl(base, dl)
         items = pick_scenes(base, 3, dl, rule)
     items = items if is_listy(items) else [items]
     i = _scene_index(scene, len(items))
@@ -231,7 +232,7 @@ def show_fixed(
     **kwargs # of `show_focus`
 )->Figure:
     "`show_focus` for images that FocusNet fixes, the baseline's most confident mistakes first"
-    dl = learn.dls.valid if dl is None else dl
+    dl = valid_dl(learn, dl)
     return show_focus(learn, base, first_fixed(learn, base, n, dl), dl, **kwargs)
 
 patch_to(Learner)(show_fixed)

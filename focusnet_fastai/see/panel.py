@@ -132,7 +132,7 @@ explorer_css = '''
 def _anywidget():
     "The module, or an error that says how to get it"
     try: import anywidget
-    except ImportError as e: raise ImportError("The explorer needs anywidget: pip install 'focusnet_fastai[explore]'") from e
+    except ImportError as e: raise ImportError("The explorer needs anywidget: pip install 'anywidget>=0.9'") from e
     return anywidget
 
 # %% ../../nbs/see/20_panel.ipynb #panel-class

@@ -10,7 +10,7 @@ import warnings
 from fastai.vision.all import *
 from ..loss import multi_warm_label
 from ..reference import plain_network
-from ..compare import as_valid, paired_logits
+from ..compare import as_valid, paired_logits, valid_dl
 from .asking import ask, undisturbed
 from .items import batch_targets, damage_named
 
@@ -109,7 +109,7 @@ def pick_scenes(
     rule='positive' # which classes are warm, see `multi_warm_label`
 )->PickedScenes: # indices into the dataset of `dl`
     "Images like the scenes of the paper's Figure 2: the last two of one class with different multi-warm labels, those before like Scene A"
-    z,y = dl_logits(learn, learn.dls.valid if dl is None else dl)
+    z,y = dl_logits(learn, valid_dl(learn, dl))
     like_a,pairs = scenes_a(z, y),scenes_bc(z, y, multi_warm_label(z, y, rule)>0)
     bc = list(pairs[0]) if n>1 and pairs else []
     rest = _margins(z).argsort(stable=True).tolist()
@@ -129,7 +129,7 @@ def fixed_images(
     dl=None # labelled; default: the validation set
 )->list: # indices into the dataset of `dl`
     "Images that the baseline gets wrong and FocusNet right, the baseline's most confident mistakes first"
-    one = (learn.dls.valid if dl is None else dl).new(shuffle=False, drop_last=False)
+    one = valid_dl(learn, dl).new(shuffle=False, drop_last=False)
     with as_valid(one.dataset), damage_named(one.dataset): z,zb,y = paired_logits(learn, base, one)
     if (y<0).any(): raise ValueError(f"Image {int((y<0).nonzero()[0])} has no class: the search for mistakes needs them all")
     fixed = ((z.argmax(1)==y) & (zb.argmax(1)!=y)).nonzero()[:,0]

@@ -10,7 +10,7 @@ import matplotlib as mpl, numpy as np, pandas as pd
 from fastai.vision.all import *
 from matplotlib.figure import Figure
 from ..probabilities import cross_tempered, expected_calibration_error
-from ..compare import paired_logits
+from ..compare import paired_logits, valid_dl
 from .picking import dl_logits
 from .page import colours, figure_style, NotebookFigure, page_width, shown
 from .curves import label_axes, points
@@ -83,5 +83,5 @@ def show_reliability(self:Learner,
     if base is not None:
         z,zb,y = paired_logits(self, base, dl)
         return plot_reliability({names[0]: zb, names[1]: z}, y, **kwargs)
-    z,y = dl_logits(self, self.dls.valid if dl is None else dl)
+    z,y = dl_logits(self, valid_dl(self, dl))
     return plot_reliability({'': z}, y, **kwargs)

@@ -3,7 +3,7 @@ import json, os, re, shutil, signal, subprocess, sys, time, zipfile
 from pathlib import Path
 import pytest, torch
 from fastai.vision.all import Learner, load_learner
-from focusnet_fastai.app.cli import focusnet_run, focusnet_table, focusnet_train
+from focusnet_fastai.app.cli import focusnet_figure, focusnet_pack, focusnet_run, focusnet_table, focusnet_train
 from focusnet_fastai.app.photo_network import digit_photos, photo_learner
 from focusnet_fastai.app.checks import result_files
 from focusnet_fastai.app.photo_files import GivenBaseline
@@ -202,15 +202,18 @@ def test_mistakes_end_with_a_sentence(trained, photos, tmp_path):
         (tmp_path/f'flipped.{e}').write_bytes(data)
     shutil.copy(out/'baseline.pth', tmp_path/'odd.pth')
     (tmp_path/'odd.json').write_text('{"arch": "resn')
+    (tmp_path/'note.csv').write_text('hello\nworld\n')
     new, given = str(tmp_path/'new'), dict(pretrained=False, workers=0, size=32)
     cases = [
         ((tmp_path/'nowhere',), {}, 'There is no folder'), ((tmp_path/'file',), {}, 'is a file'), ((one,), {}, 'one class only'),
         ((photos,), dict(arch='resnet81'), 'did you mean resnet'), ((photos,), dict(arch='vit_b_16'), 'cannot make a classifier of vit_b_16'),
         ((photos,), dict(size=8), '--size must be at least 32'), ((photos,), dict(epochs=0), '--epochs must be'), ((photos,), dict(bs=1), '--bs must be'),
         ((photos,), dict(lr=-1.), '--lr must be'), ((photos,), dict(valid_pct=1.), '--valid-pct must'), ((photos,), dict(rule='warm'), "--rule must be"),
-        ((photos,), dict(precision='half'), "--precision must be one of 'auto', 'bf16'"), ((photos,), dict(precision='fp16'), 'float16 needs a GPU'),
+        ((photos,), dict(precision='half'), "--precision must be one of 'auto', 'bf16'"), ((photos,), dict(precision='fp16'), "use 'bf16', or float32 (None; in a shell: no)"),
         ((photos,), dict(cache=str(photos/'3')), 'which lies among the photos: choose another folder (--cache)'),
         ((photos,), dict(settings='best'), "--settings must be one of 'recommended', 'paper'"), ((photos,), dict(seeds=0), '--seeds must be at least 1'), ((photos,), dict(alpha=-1.), '--alpha must be'),
+        ((photos,), dict(beta=-1.), '--beta must be at least 0'), ((photos,), dict(max_left_out=-3.), '--max-left-out must lie between 0 and 1'), ((photos,), dict(max_left_out=7.), '--max-left-out must lie'),
+        ((photos,), dict(labels=str(tmp_path/'note.csv')), "note.csv has no column 'file': its columns must be 'file' and 'label', but are 'hello'"),
         ((photos,), dict(out=str(photos/'out')), 'among the photos'), ((photos,), dict(out=str(tmp_path/'file')), 'is a file'),
         ((photos,), dict(out=str(tmp_path/'file'/'x')), 'cannot be written'),
         ((photos,), dict(baseline='no.pkl'), 'no file no.pkl'), ((photos,), dict(baseline=str(tmp_path/'garbage.pkl')), 'cannot be loaded'),
@@ -379,6 +382,10 @@ def test_run_and_table(tmp_path, capsys):
     assert time.perf_counter()-t < 5 and 'epoch 1/2' not in capsys.readouterr().out
     focusnet_table(10, str(tmp_path/'runs'), html=str(tmp_path/'t.html'), set=['epochs=2'])
     assert re.search(r'\| +63\.43 \| +71\.05 \|', capsys.readouterr().out) and '63.43' in (tmp_path/'t.html').read_text(encoding='utf-8')
+    shutil.copytree(tmp_path/'runs', tmp_path/'packed')
+    for remove, there in ((False, True), (True, False), (False, False)):
+        focusnet_pack(str(tmp_path/'packed'), remove=remove)
+        assert ('folders are still there' in capsys.readouterr().out) is there
     for f, args, kw, words in [
         (focusnet_run, ('digit', 'focusnet'), {}, 'Unknown recipe'), (focusnet_run, ('digits', 'focus'), {}, 'Unknown method'),
         (focusnet_run, ('digits', 'focusnet'), dict(set=['epoch=1']), "There is no setting 'epoch'"), (focusnet_run, ('digits', 'focusnet'), dict(set=['epochs']), 'key=value'),
@@ -388,7 +395,7 @@ def test_run_and_table(tmp_path, capsys):
         (focusnet_run, ('digits', 'focusnet'), dict(set=['alpha=-1'], folder=str(tmp_path/'no')), 'must lie in 0..inf'),
         (focusnet_run, ('digits', 'baseline'), dict(base=['epochs=1']), 'needs no baseline'), (focusnet_run, ('digits', 'baseline'), dict(folder='/proc/none'), 'Cannot write'),
         (focusnet_table, (1,), {}, 'There is no table 1'), (focusnet_table, (2, 'nowhere'), {}, 'no folder nowhere'), (focusnet_table, (2,), dict(set=['epoch=1']), 'No recipe or method'),
-        (focusnet_table, (2,), dict(html='/nowhere/t.html'), 'no folder for /nowhere/t.html')]:
+        (focusnet_table, (2,), dict(html='/nowhere/t.html'), 'no folder for /nowhere/t.html'), (focusnet_figure, (2,), dict(n=0), '--n must be at least 1')]:
         assert words in mistake(f, *args, **kw), words
 
 

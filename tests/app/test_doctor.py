@@ -35,7 +35,7 @@ def test_file_of_any_framework(preds, capsys):
     text, found = capsys.readouterr().out, json.loads(out.read_text())
     first = found['pairs'][0]
     assert {first['true'], first['predicted']} == {'d3', 'd8'} and first['verdict'] == 'relabel' and len(found['pairs']) <= 5
-    assert first['why'] in text and found['label_evidence'] == 'training' and found['suspicious'][0]['score'] > 0
+    assert first['why'].replace('`suspicious`', f'`suspicious` in {out}') in text and 'What helps: ' + first['remedy'][:4] in text and '.suspicious' not in text and found['label_evidence'] == 'training' and found['suspicious'][0]['score'] > 0
 
 
 @pytest.mark.parametrize('drop,source', [(['train_epochs'], 'features'), (['train_epochs', 'train_features'], None)])

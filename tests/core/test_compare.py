@@ -7,7 +7,10 @@ from fastai.vision.all import CrossEntropyLossFlat, DataLoaders, Learner, Tensor
 
 from focusnet_fastai.compare import Comparison, accuracy_sentence, heading, mcnemar, probability_sentence, split_sentence
 from focusnet_fastai.probabilities import expected_calibration_error
+from focusnet_fastai.calibrate import calibrate # noqa: F401, `Learner.calibrate`
+from focusnet_fastai.diagnose import diagnose # noqa: F401, `Learner.diagnose`
 from focusnet_fastai.focusnet import FocusNetCallback
+from focusnet_fastai.label_sets import label_sets # noqa: F401, `Learner.label_sets`
 from focusnet_fastai.models import lenet5
 from focusnet_fastai.reference import Baseline
 from helpers.learners import make_learner, quiet
@@ -182,3 +185,14 @@ def test_shown_once_wherever_it_stands(kernel):
 def test_nothing_is_shown_outside_of_a_notebook(dls, base, capsys):
     make_learner(dls).compare(base)
     assert capsys.readouterr().out == ''
+
+
+ASKED = {'compare': lambda l: l.compare(lenet5(10)), 'diagnose': lambda l: l.diagnose(), 'label_sets': lambda l: l.label_sets(), 'calibrate': lambda l: l.calibrate()}
+
+@pytest.mark.parametrize('what', ASKED)
+def test_without_images_to_judge_by(dls, what):
+    "No validation set, and an empty one as exported learners have it: a sentence that says what to pass"
+    learn = make_learner(dls)
+    for own, words in ((DataLoaders(dls.train, device='cpu'), 'has no validation set: pass `dl`'), (dls.new_empty(), 'the loader is empty.*pass `dl`')):
+        learn.dls = own
+        with pytest.raises(ValueError, match=words): ASKED[what](learn)

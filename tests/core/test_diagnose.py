@@ -203,3 +203,23 @@ def test_two_clusters_of_which_three_images_are_confused(near, verdict):
     k = two_clusters(d.train.features[:n])
     apart = [np.asarray(z[:n, 0]-z[:n, 1])[np.asarray(k.nearest(d.features[:n])) == o] for o in (0, 1)]
     assert case.leaning(0, 1, k) == pytest.approx(mannwhitneyu(*apart).pvalue, rel=1e-3)
+
+
+def test_what_helps_is_said_and_where_the_labels_are():
+    d, _ = diagnosis('relabel')
+    text, rows = d.text('`suspicious` in d.json'), d.df
+    assert text.count('What helps: ') == len(rows) and 'look through `suspicious` in d.json' in text and '.suspicious' not in text
+    assert repr(d) == d.text() and 'see `.suspicious`' in repr(d)
+
+
+def test_a_network_that_cannot_judge_labels(dls):
+    "Untrained, or so little trained that it contradicts many labels of its own training: said first; a trained one is not warned of"
+    learn = make_learner(dls)
+    assert 'hardly right more often than by guessing' in learn.diagnose().summary
+    with pytest.raises(ValueError, match='`n`, the number of pairs, must be at least 1, but is 0'): learn.diagnose(n=0)
+    z, y, n = torch.eye(4)[torch.arange(40) % 4]*4, torch.arange(40) % 4, 40
+    for wrong, warned in ((2, False), (3, True)):
+        margin = torch.ones(n)
+        margin[:wrong] = -1.
+        d = Diagnosis(z.roll(2, 0)*(torch.arange(n) < 8)[:, None] + z*(torch.arange(n) >= 8)[:, None], y, None, Answers(z, y, None), evidence=LabelEvidence(margin, (y+1) % 4, 'training'))
+        assert (f'contradicts {wrong} of 40 labels' in d.summary) is warned, d.summary

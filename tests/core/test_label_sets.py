@@ -91,3 +91,10 @@ def test_halves_make_the_sets_of_each_other(poor):
     assert torch.equal(again[::2], inside[::2]) and not torch.equal(again[1::2], inside[1::2])
     found = set_measures(inside, y)
     assert abs(found['coverage']-.8) < .04 and found['size'] == inside.sum(1).double().mean().item()
+
+
+def test_a_promise_that_so_few_images_do_not_allow(poor):
+    "A warning that says what they allow; the sets are all classes then, and the promise is not rounded up"
+    learn, z, y = poor
+    with pytest.warns(UserWarning, match=f'{len(y)} images allow a promise of 99.87% at most'): sets = learn.label_sets(coverage=.9999)
+    assert sets.in_set(z[:5]).all() and '99.99%' in repr(sets) and '100%' not in repr(sets)

@@ -65,7 +65,7 @@ def test_refused_by_name(photos, tmp_path, rows, why):
 
 def test_no_table(photos, tmp_path):
     with pytest.raises(FileNotFoundError, match='There is no file .*nowhere.csv with labels'): own(photos, labels=tmp_path/'nowhere.csv')
-    for text, why in (('', 'cannot be read as a table'), ('a,b\n1,2\n', 'no column `file`.* but are a, b'), ('file\nx\n', 'no column `label`')):
+    for text, why in (('', 'cannot be read as a table'), ('a,b\n1,2\n', 'no column .file..* but are .a., .b.'), ('file\nx\n', 'no column .label.')):
         (tmp_path/'x.csv').write_text(text)
         with pytest.raises(ValueError, match=why): own(photos, labels=tmp_path/'x.csv')
 
