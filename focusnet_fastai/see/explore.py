@@ -9,6 +9,7 @@ __all__ = ['ConfusionExplorer']
 import io, numpy as np, pandas as pd
 from fastai.vision.all import *
 from matplotlib.figure import Figure
+from ..compare import valid_dl
 from ..label_sets import crossed_sets, suitable_coverage
 from ..data.labels import check_label, drop_word, read_labels, write_labels
 from .page import figure_style

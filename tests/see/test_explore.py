@@ -31,7 +31,7 @@ def ex(nets): return ConfusionExplorer(nets[1], nets[0])
 
 @pytest.fixture
 def panel(nets):
-    pytest.importorskip('anywidget', reason="anywidget is not installed: pip install 'focusnet_fastai[explore]'")
+    pytest.importorskip('anywidget', reason="anywidget is not installed: pip install 'anywidget>=0.9'")
     return explore(nets[1], nets[0])
 
 
@@ -336,4 +336,4 @@ except ImportError as e: print(e)
 '''
     out = fresh.python(code)
     assert out.returncode == 0, out.stderr[-2000:]
-    assert out.stdout.split('\n')[:2] == ['True', "The explorer needs anywidget: pip install 'focusnet_fastai[explore]'"]
+    assert out.stdout.split('\n')[:2] == ['True', "The explorer needs anywidget: pip install 'anywidget>=0.9'"]
