@@ -10,7 +10,7 @@ TESTING := MPLBACKEND=agg OMP_NUM_THREADS=1
 help:
 	@echo "make demo            set up, then train a baseline and a FocusNet on handwritten digits"
 	@echo "make quick           set up, then run the tests that are not marked slow: under two minutes"
-	@echo "make test            set up, then run all checks, lessons and tests (some fifteen minutes on two cores)"
+	@echo "make test            set up, then run all checks, lessons and tests (some twenty minutes on two cores)"
 	@echo "make chromium        install the browser that the tests use, where apt can"
 	@echo "make test-browser    explorer, report and site in Chromium"
 	@echo "make test-tutorials  run the tutorials whole (without a GPU some ten minutes each)"
@@ -46,8 +46,7 @@ PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile
 demo: .venv/.base
 	$(BIN)/focusnet-demo
 
-test: check lessons chromium
-	$(TESTING) $(BIN)/python -m pytest -n 3 --dist worksteal -o norecursedirs=".*"
+test: check lessons pytest test-browser
 
 check: .venv/.dev
 	$(BIN)/python tools/in_step.py
