@@ -22,8 +22,7 @@ help:
 	@echo "make dist            source archive and wheel, in dist, with their metadata and contents checked"
 	@echo "make try-wheel       the wheel in empty environments (PYTHONS=\"python3.10 python3.13\"; some GB each)"
 
-# Modules are compiled when they are first imported: pip would compile all of them, one after the other
-PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
 
 .venv/.base: $(PACKAGING)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv

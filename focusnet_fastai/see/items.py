@@ -13,7 +13,7 @@ from collections import namedtuple
 from contextlib import contextmanager
 from PIL import Image
 from ..reference import class_names
-from ..compare import as_valid, valid_dl
+from ..compare import as_valid
 from ..checks import check_targets
 from ..data.pictures import open_picture, picture_endings, picture_error
 from .maps import enlarged, normalize_maps
@@ -157,7 +157,7 @@ def _scene_dl(learn, items, dl=None, targets=None)->tuple: # a `TfmdDL` and indi
     index = [is_index(o) for o in items]
     if not any(index): return picture_dl(learn, items, targets),list(range(len(items)))
     if not all(index): raise TypeError("Items are either indices or pictures, not both")
-    dl = valid_dl(learn, dl)
+    dl = learn.dls.valid if dl is None else dl
     _check_indices(items, dl)
     return dl,items
 
