@@ -25,7 +25,7 @@ remedies = {
     'collect': "collect more images of that class",
     'relabel': "look through `.suspicious`, correct the labels, train again",
     'split': "make two classes of that class",
-    'train': "more augmentation, or the focus-picking loss: {}",
+    'train': "more augmentation, a longer training, or the focus-picking loss: {}",
     'not clear': "look at the images: `learn.explore(base)`"}
 
 usually_wrong = .05 # part of the training labels; a network that contradicts more of them is not believed
