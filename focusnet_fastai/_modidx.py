@@ -19,6 +19,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                       'focusnet_fastai/app/checks.py'),
                                             'focusnet_fastai.app.checks.check_positive': ( 'app/checks.html#check_positive',
                                                                                            'focusnet_fastai/app/checks.py'),
+                                            'focusnet_fastai.app.checks.hung_up': ( 'app/checks.html#hung_up',
+                                                                                    'focusnet_fastai/app/checks.py'),
                                             'focusnet_fastai.app.checks.interrupted': ( 'app/checks.html#interrupted',
                                                                                         'focusnet_fastai/app/checks.py'),
                                             'focusnet_fastai.app.checks.kept_files': ( 'app/checks.html#kept_files',

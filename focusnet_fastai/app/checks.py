@@ -5,7 +5,8 @@
 # %% auto #0
 __all__ = ['kept_endings', 'shown_files', 'result_files', 'loss_settings', 'warm_rules', 'precisions', 'checked_arguments',
            'check_at_least', 'check_positive', 'batch_size', 'kept_files', 'check_out', 'check_one_of',
-           'check_arguments', 'make_out', 'message', 'interrupted', 'stop_asked', 'let_go', 'only_main_stops']
+           'check_arguments', 'make_out', 'message', 'interrupted', 'stop_asked', 'let_go', 'hung_up',
+           'only_main_stops']
 
 # %% ../../nbs/app/07_checks.ipynb #imports
 import contextlib, gc, math, os, re, shutil, signal, sys, tempfile, threading, traceback
@@ -164,6 +165,13 @@ def let_go(
         e = e.__context__
     gc.collect()
 
+# %% ../../nbs/app/07_checks.ipynb #hung-up
+def hung_up(
+    kind:type # of an exception
+)->bool:
+    "Did the process at the other end of a connection go away?"
+    return issubclass(kind, (ConnectionError, EOFError))
+
 # %% ../../nbs/app/07_checks.ipynb #main-stops
 @contextlib.contextmanager
 def only_main_stops():
@@ -177,13 +185,14 @@ def only_main_stops():
         _asked.stop = True
         raise KeyboardInterrupt
     signal.signal(signal.SIGINT, stop)
-    told = sys.unraisablehook
+    told, hook = sys.unraisablehook, sys.excepthook
     sys.unraisablehook = lambda o: None if _asked.stop or o.exc_type is KeyboardInterrupt else told(o) # the lost one is heeded later
+    sys.excepthook = lambda t, e, tb: None if os.getpid()!=main and hung_up(t) else hook(t, e, tb)
     try: yield
     except BaseException as e:
         if _asked.stop: let_go(e)
         raise
     finally:
         _asked.stop = False
-        sys.unraisablehook = told
+        sys.unraisablehook, sys.excepthook = told, hook
         signal.signal(signal.SIGINT, signal.default_int_handler)

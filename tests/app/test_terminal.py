@@ -134,6 +134,36 @@ def test_a_ctrl_c_while_workers_start(photos, tmp_path):
     assert res.returncode == 130 and res.stderr.strip() == 'focusnet-train: stopped. Nothing was written.', res.stderr
 
 
+HUNG_UP = """
+import multiprocessing as mp, os, select, socket, sys
+from multiprocessing.reduction import DupFd
+from focusnet_fastai.app.checks import only_main_stops
+def worker(line):
+    "Offers two files, as PyTorch's workers do with batches, and waits until it is told to go"
+    for _ in range(2): line.send(DupFd(1))
+    line.recv()
+    if len(sys.argv)>1: sys.excepthook(ValueError, ValueError('news'), None)
+with only_main_stops():
+    line, other = mp.Pipe()
+    process = mp.get_context('fork').Process(target=worker, args=(other,))
+    process.start()
+    first, second = line.recv(), line.recv()
+    with socket.socket(socket.AF_UNIX) as s:
+        s.connect(first._id[0])
+        select.select([s], [], [])  # its first bytes are there, and nobody reads them
+    os.close(second.detach())  # the thread has told of the first by now
+    line.send('go')
+    process.join()
+"""
+
+
+def test_a_worker_whose_batch_is_not_fetched(tmp_path):
+    "Ctrl-C between a batch's name and its bytes: the worker's thread says nothing, and what else goes wrong there is still told"
+    for args in [(), ('news',)]:
+        res = fresh.python(HUNG_UP, *args, cwd=tmp_path)
+        assert res.returncode == 0 and res.stderr.strip() == 'ValueError: news'*len(args), res.stderr
+
+
 def test_help_on_a_terminal(tmp_path):
     t = Terminal('focusnet-train', '--help', new=True)
     assert t.end() == 0 and '--seeds N' in t.text and 'Traceback' not in t.text
