@@ -2911,6 +2911,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                             'focusnet_fastai/see/items.py'),
                                            'focusnet_fastai.see.items._check_indices': ( 'see/items.html#_check_indices',
                                                                                          'focusnet_fastai/see/items.py'),
+                                           'focusnet_fastai.see.items._check_valid': ( 'see/items.html#_check_valid',
+                                                                                       'focusnet_fastai/see/items.py'),
                                            'focusnet_fastai.see.items._damaged': ( 'see/items.html#_damaged',
                                                                                    'focusnet_fastai/see/items.py'),
                                            'focusnet_fastai.see.items._file_label': ( 'see/items.html#_file_label',

@@ -148,12 +148,19 @@ def _target_list(targets, items)->list:
     if len(targets)!=len(items): raise ValueError(f"There are {len(items)} items, but {len(targets)} targets")
     return targets
 
+# %% ../../nbs/see/05_items.ipynb #check-valid
+def _check_valid(dls):
+    "A sentence where fastai would say that a list index is out of range"
+    if len(getattr(dls, 'loaders', [0,0]))>1: return
+    raise ValueError("This learner has no validation set, whose transforms pictures need: pass `dl` and indices of its images")
+
 # %% ../../nbs/see/05_items.ipynb #scene-dl
 def _scene_dl(learn, items, dl=None, targets=None)->tuple: # a `TfmdDL` and indices into its dataset
     "The loader that holds the items, and where"
     items = item_list(items)
     if not items: raise ValueError("There are no images to show: `items` is empty")
     if targets is not None: targets = _target_list(targets, items)
+    if dl is None: _check_valid(learn.dls)
     index = [is_index(o) for o in items]
     if not any(index): return picture_dl(learn, items, targets),list(range(len(items)))
     if not all(index): raise TypeError("Items are either indices or pictures, not both")

@@ -2,7 +2,7 @@
 import numpy as np, pytest, torch, warnings
 from PIL import Image
 from torch import nn
-from fastai.vision.all import (CategoryBlock, DataBlock, ImageBlock, ImageDataLoaders, IndexSplitter, Learner, Normalize, PILImageBW, Resize,
+from fastai.vision.all import (CategoryBlock, DataBlock, DataLoaders, ImageBlock, ImageDataLoaders, IndexSplitter, Learner, Normalize, PILImageBW, Resize,
                                get_image_files, imagenet_stats, parent_label, set_seed)
 from focusnet_fastai.data.folder import folder_dls
 from focusnet_fastai.loss import multi_warm_label
@@ -42,6 +42,14 @@ def test_what_items_are_not(base, tmp_path):
                                 ([(x, 'dog')], ValueError, "'dog' is none of the 10 classes"), ([(x, 10)], ValueError, '10'), ([(x, 1, 2)], ValueError, '3 parts')):
         with pytest.raises(error, match=words): read_scenes(base, items)
     with pytest.raises(ValueError, match='1 items, but 2 targets'): read_scenes(base, x, targets=[1, 2])
+
+
+def test_a_learner_with_training_images_only(base):
+    "Indices need a loader then, pictures the transforms of one; a loader that is given does"
+    learn = Learner(DataLoaders(base.dls.train), base.model, loss_func=base.loss_func)
+    for items in (0, base.dls.valid_ds[0][0]):
+        with pytest.raises(ValueError, match='no validation set'): read_scenes(learn, items)
+    assert torch.equal(read_scenes(learn, 3, dl=base.dls.valid).xb, read_scenes(base, 3).xb)
 
 
 def test_pictures_of_a_folder_learner(tmp_path):
