@@ -10,7 +10,7 @@ TESTING := MPLBACKEND=agg OMP_NUM_THREADS=1
 help:
 	@echo "make demo            set up, then train a baseline and a FocusNet on handwritten digits"
 	@echo "make quick           set up, then run the tests that are not marked slow: under two minutes"
-	@echo "make test            set up, then run all checks, lessons and tests (some twenty minutes on two cores)"
+	@echo "make test            set up, then run all checks, lessons and tests (about a quarter of an hour on two cores)"
 	@echo "make chromium        install the browser that the tests use, where apt can"
 	@echo "make test-browser    explorer, report and site in Chromium"
 	@echo "make test-tutorials  run the tutorials whole (without a GPU some ten minutes each)"
@@ -22,40 +22,47 @@ help:
 	@echo "make dist            source archive and wheel, in dist, with their metadata and contents checked"
 	@echo "make try-wheel       the wheel in empty environments (PYTHONS=\"python3.10 python3.13\"; some GB each)"
 
-PIP := $(BIN)/python -m pip install -q --disable-pip-version-check
+# All cores compile what pip has installed; pip alone would use one. Without the files each process would compile anew what it imports
+PIP := $(BIN)/python -m pip install -q --disable-pip-version-check --no-compile
+COMPILE := $(BIN)/python -m compileall -q -j 0 .venv focusnet_fastai >/dev/null || true
 
 .venv/.base: $(PACKAGING)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) -e .
+	$(COMPILE)
 	@touch $@
 
 .venv/.dev: $(PACKAGING)
 	test -x $(BIN)/python || $(PYTHON) -m venv .venv
 	$(PIP) -e '.[dev]'
+	$(COMPILE)
 	@touch .venv/.base $@
 
 .venv/.docs: .venv/.base
 	$(PIP) -e '.[docs]'
+	$(COMPILE)
 	@touch $@
 
 .venv/.release: .venv/.base
 	$(PIP) -e '.[release]'
+	$(COMPILE)
 	@touch $@
 
 demo: .venv/.base
 	$(BIN)/focusnet-demo
 
-test: check lessons pytest test-browser
+test: check lessons chromium pytest
 
 check: .venv/.dev
 	$(BIN)/python tools/in_step.py
 	$(BIN)/python tools/style.py
 
+# Three workers keep two cores busy: some tests wait for a process, a browser or a kill
 lessons: .venv/.dev
-	$(TESTING) PATH="$(CURDIR)/$(BIN):$$PATH" nbdev-test --n-workers 2
+	$(TESTING) PATH="$(CURDIR)/$(BIN):$$PATH" nbdev-test --n-workers 3
 
 pytest: .venv/.dev
-	$(TESTING) $(BIN)/python -m pytest -n 2 --dist worksteal
+	$(TESTING) $(BIN)/python -m pytest -n 3 --dist worksteal
 
 quick: .venv/.dev
 	$(TESTING) $(BIN)/python -m pytest -n 2 --dist worksteal -m "not slow"

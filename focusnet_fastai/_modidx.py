@@ -401,6 +401,8 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                                                 'focusnet_fastai/app/photo_training.py'),
                                                     'focusnet_fastai.app.photo_training.PhotoTraining.keep_sets': ( 'app/photo_training.html#phototraining.keep_sets',
                                                                                                                     'focusnet_fastai/app/photo_training.py'),
+                                                    'focusnet_fastai.app.photo_training.PhotoTraining.keep_unfinished': ( 'app/photo_training.html#phototraining.keep_unfinished',
+                                                                                                                          'focusnet_fastai/app/photo_training.py'),
                                                     'focusnet_fastai.app.photo_training.PhotoTraining.kept': ( 'app/photo_training.html#phototraining.kept',
                                                                                                                'focusnet_fastai/app/photo_training.py'),
                                                     'focusnet_fastai.app.photo_training.PhotoTraining.learner': ( 'app/photo_training.html#phototraining.learner',

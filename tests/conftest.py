@@ -1,5 +1,5 @@
 "Shared by all tests: one thread, quiet fastai, the digits."
-import signal, os, warnings
+import gc, os, signal, warnings
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 os.environ.setdefault('MPLBACKEND', 'agg')
 warnings.filterwarnings('ignore', message='.*torch.jit.script.*')
@@ -12,6 +12,8 @@ settings.load_profile('focusnet')
 
 from helpers.kernels import Kernel
 from helpers.learners import make_learner, small
+
+gc.freeze() # what PyTorch and fastai have loaded is no garbage, and need not be looked through again and again
 
 # A shell without job control starts what it puts into the background with Ctrl-C ignored, and so would be all processes of the tests
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN: signal.signal(signal.SIGINT, signal.default_int_handler)

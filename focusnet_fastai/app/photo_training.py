@@ -16,7 +16,7 @@ from ..calibrate import calibrate as put_temperature
 from ..compare import accuracy_sentence, Comparison, heading, split_sentence
 from ..record import environment, write_whole
 from .report import advice, focusnet_better, network_name, report_html
-from .checks import interrupted, message
+from .checks import interrupted, kept_files, message
 from .photo_network import default_rate, Diverged, duration, fit_photos, is_pretrained, photo_learner
 from .photo_files import check_pair, GivenBaseline, save_learner
 from .photo_setup import focus_against, photo_settings
@@ -82,8 +82,9 @@ def fit(self:PhotoTraining, learn, what:str, cbs=None):
             learn.to_precision(self.computes)
     first_time = self.margins is None
     if first_time: self.margins = MarginRecorder()
-    fit_photos(learn, self.epochs, self.lr, L(cbs) + L(self.margins)*first_time, self.log)
-    if self.computes: learn.to_precision(None)
+    try: fit_photos(learn, self.epochs, self.lr, L(cbs) + L(self.margins)*first_time, self.log)
+    finally:
+        if self.computes: learn.to_precision(None)
     self.seconds[what] = time.perf_counter()-start
 
 # %% ../../nbs/app/11_photo_training.ipynb #train-baseline
@@ -93,6 +94,7 @@ def train_baseline(self:PhotoTraining, learn)->Learner: # untrained, for FocusNe
     self.fit(learn, 'Baseline')
     self.base = Baseline(learn)
     save_learner(learn, self.out, 'baseline', self.about(learn, seconds=self.seconds['Baseline']))
+    for o in kept_files('unfinished'): (self.out/o).unlink(missing_ok=True)
     self.log(f"The baseline is kept in {self.out/'baseline.pkl'}")
     _begin(2*self.seed+1, self.dls)
     return learn.fresh_learner()
@@ -227,11 +229,24 @@ def finish(self:PhotoTraining, learn, c:Comparison):
     if needs: self.log(f"Where focusnet.pkl is loaded, {' and '.join(needs)} must be installed beside fastai")
     self.log(f"{advice(c)} That is {self.better(c)}")
 
+# %% ../../nbs/app/11_photo_training.ipynb #unfinished
+PhotoTraining.unfinished = 0 # epochs of a baseline that was broken off and kept
+
+@patch
+def keep_unfinished(self:PhotoTraining, learn):
+    "Keep a baseline that was broken off after an epoch or more"
+    if self.given or self.base or learn.epoch==0: return
+    save_learner(learn, self.out, 'unfinished', self.about(learn, finished_epochs=learn.epoch))
+    self.unfinished = learn.epoch
+
 # %% ../../nbs/app/11_photo_training.ipynb #kept-so-far
 @patch
 def kept(self:PhotoTraining)->str:
     "What is there after a training was broken off"
     if self.given: return "The baseline is as it was; nothing was written."
+    if self.unfinished:
+        return (f"The baseline of {self.unfinished} epoch{'s'*(self.unfinished>1)} is kept: `baseline={str(self.out/'unfinished.pkl')!r}` "
+                "trains FocusNet against it as it is.")
     file = self.out/'baseline.pkl'
     return f"The baseline is kept: `baseline={str(file)!r}` goes on from there." if self.base and file.exists() else "Nothing was written."
 
@@ -248,4 +263,5 @@ def run(self:PhotoTraining, learn:Learner)->tuple: # FocusNet's learner, and the
     except (OSError, ValueError) as e: raise (OSError if isinstance(e, OSError) else ValueError)(f"{message(e)}. {self.kept()}") from e
     except BaseException as e:
         if not interrupted(e): raise
+        self.keep_unfinished(learn)
         raise KeyboardInterrupt(self.kept()) from None

@@ -142,10 +142,10 @@ print(json.dumps([name, probs.sum().item(), same, list(learn.dls.vocab), [type(o
 
 
 @pytest.mark.slow
-def test_train_against_a_given_baseline(trained, photos, tmp_path):
+def test_train_against_a_given_baseline(photos, tmp_path):
     "Weights with their JSON file, and an exported learner; a second training into the same folder is refused"
-    out, _ = trained
-    lines = []
+    out, lines = tmp_path/'base', []
+    train_photos(photos, out, epochs=1, **small)
     learn, base = train_photos(photos, tmp_path/'a', baseline=out/'baseline.pth', epochs=1, pretrained=False, workers=0, log=lines.append)
     weights = torch.load(out/'baseline.pth', weights_only=True)
     assert all(torch.equal(v.cpu(), weights[k]) for k, v in base.model.state_dict().items())
@@ -174,7 +174,7 @@ def test_precision_and_cache_as_asked_for(photos, tmp_path):
     from focusnet_fastai.app.train_photos import train_photos
     from focusnet_fastai.data.photo_cache import KeptPhotosDL
     two, lines = digit_photos(tmp_path/'two', (3, 8), n=8), []
-    how = dict(epochs=1, size=32, pretrained=False, workers=0, log=lambda o: lines.append(str(o)))
+    how = dict(epochs=1, size=32, pretrained=False, workers=0, arch='squeezenet1_1', log=lambda o: lines.append(str(o)))
     learn, _ = train_photos(two, tmp_path/'a', precision='bf16', cache=tmp_path/'kept', **how)
     assert [o for o in lines if o.startswith('This network trains in bf16, as asked for. Photos are decoded once: ') and str(tmp_path/'kept') in o]
     assert type(learn.dls.train) is KeptPhotosDL and (tmp_path/'kept'/'pictures.bytes').stat().st_size > 0
@@ -366,6 +366,25 @@ def test_ctrl_c(few, tmp_path):
     assert f"focusnet-train: stopped. The baseline is kept: --baseline {tmp_path/'out'/'baseline.pkl'} goes on from there." in res.stderr
     assert sorted(o.name for o in (tmp_path/'out').iterdir()) == ['baseline.json', 'baseline.pkl', 'baseline.pth']
     assert isinstance(load_learner(tmp_path/'out'/'baseline.pkl'), Learner)
+
+
+@pytest.mark.slow
+def test_ctrl_c_in_the_baseline(few, tmp_path):
+    "After some epochs it is kept, and FocusNet can be trained against it; the same command anew writes over it, and takes it away"
+    out, args = tmp_path/'out', ('--no-pretrained', '--size', '32', '--workers', '0', '--precision', 'no', *tiny)
+    p = fresh.started('focusnet-train', few, *args, '--epochs', '500', '--out', out)
+    end = time.monotonic() + 240
+    while '\nepoch 2/500' not in p.printed and time.monotonic() < end: time.sleep(.02)
+    os.killpg(p.pid, signal.SIGINT)
+    res = p.wait()
+    assert res.returncode == 130 and 'Traceback' not in res.stderr, (res.returncode, res.stderr)
+    n, file = int(re.search(r'stopped. The baseline of (\d+) epochs is kept: --baseline', res.stderr)[1]), out/'unfinished.pkl'
+    assert f"is kept: --baseline {file} trains FocusNet against it as it is." in res.stderr and n >= 2
+    assert sorted(o.name for o in out.iterdir()) == ['unfinished.json', 'unfinished.pkl', 'unfinished.pth'] and json.loads((out/'unfinished.json').read_text())['finished_epochs'] == n
+    _, base = train_photos(few, tmp_path/'against', baseline=file, epochs=1, pretrained=False, workers=0, log=lambda o: None)
+    assert all(torch.equal(v.cpu(), torch.load(out/'unfinished.pth')[k]) for k, v in base.model.state_dict().items())
+    train_photos(few, out, epochs=1, log=lambda o: None, **small)
+    assert not list(out.glob('unfinished*')) and (out/'focusnet.pkl').exists()
 
 
 @pytest.mark.slow

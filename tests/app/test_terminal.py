@@ -77,8 +77,8 @@ def test_ctrl_c_with_workers(photos, tmp_path, seconds):
 @pytest.mark.slow
 def test_run_goes_on_after_ctrl_c(tmp_path):
     "The same command twice, the first time stopped; the result is that of a run that nobody disturbed"
-    args = ('digits', 'baseline', '--seeds', 0, '--set', 'epochs=40', 'n_train=200')
-    t = Terminal('focusnet-run', *args, '--folder', 'runs', cwd=tmp_path, new=True)
+    args = ('digits', 'baseline', '--seeds', 0, '--set', 'epochs=25', 'n_train=200')
+    t = Terminal('focusnet-run', *args, '--folder', 'runs', cwd=tmp_path)
     t.until(lambda: list((tmp_path/'runs').glob('*/checkpoint.pth')))
     assert t.ctrl_c().end() == 130 and 'The same command goes on after the last whole epoch.' in t.text, t.text[-2000:]
     assert not list((tmp_path/'runs').glob('*/result.json'))

@@ -37,7 +37,7 @@ def test_imagewoof():
     if not (data/'imagewoof2-160').exists(): pytest.skip('Imagewoof is not installed: untar_data(URLs.IMAGEWOOF_160) installs it')
     hub = Path(os.environ.get('TORCH_HOME', Path.home()/'.cache/torch'))/'hub/checkpoints'
     if not list(hub.glob('mobilenet_v2-*')): pytest.skip('The ImageNet weights of MobileNetV2 are not in the cache of torchvision')
-    nb = run('imagewoof', FOCUSNET_EPOCHS='1', FOCUSNET_PER_BREED='6', FOCUSNET_SIZE='96')
+    nb = run('imagewoof', FOCUSNET_EPOCHS='1', FOCUSNET_PER_BREED='6', FOCUSNET_SIZE='64')
     assert 'McNemar' in texts(nb, 'compare') and 'focusnet' in texts(nb, 'figure-4')
     for cell in ('figure-1', 'figure-2', 'figure-4-plot'):
         c = next(c for c in nb.cells if c.get('id') == cell)

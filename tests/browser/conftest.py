@@ -11,8 +11,7 @@ flags = ('--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --
 @pytest.fixture
 def page(tmp_path):
     "A page in a fresh browser, and the errors of its console"
-    if chromium is None: pytest.skip("There is no Chromium: run `make test-browser` as root on a machine with apt, or install Chromium and "
-                                     "run `python -m pytest tests/browser`")
+    if chromium is None: pytest.skip("There is no Chromium: install it, or run `make test-browser` as root on a machine with apt")
     sync_api = pytest.importorskip('playwright.sync_api', reason="playwright is not installed: pip install -e '.[dev]'")
     with sync_api.sync_playwright() as p:
         browser = p.chromium.launch_persistent_context(str(tmp_path/'profile'), executable_path=chromium, headless=True, args=flags,

@@ -6,6 +6,7 @@ from pathlib import Path
 import nbformat, pytest
 from nbformat.v4 import new_code_cell, new_notebook
 
+pytestmark = pytest.mark.slow
 root = Path(__file__).resolve().parents[2]
 cells = dict(imports='from fastai.vision.all import *\nfrom focusnet_fastai.all import *',
              train='base,learn = digit_learners(n_train=120, n_epoch=4)',

@@ -11,6 +11,7 @@ from focusnet_fastai.data.folder import folder_dls
 from focusnet_fastai.data.labels import read_labels
 from focusnet_fastai.see.examples import digit_learners
 
+pytestmark = pytest.mark.slow
 
 def shot(page, name, **kwargs):
     folder = os.environ.get('FOCUSNET_SCREENSHOTS')

@@ -7,7 +7,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 import pytest
 
 site = Path(__file__).resolve().parents[2]/'docs/_build'
-pytestmark = pytest.mark.skipif(not (site/'index.html').exists(), reason="The site is not built: run `make docs`")
+pytestmark = [pytest.mark.slow, pytest.mark.skipif(not (site/'index.html').exists(), reason="The site is not built: run `make docs`")]
 pages = ['index', 'methods/index', 'methods/regularise', 'library/loss', 'library/focusnet', 'tutorials/compare_methods', 'results', 'names', 'project/changelog']
 
 

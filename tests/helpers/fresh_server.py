@@ -3,11 +3,12 @@
 A job has `script` (a file of Python) or `code`, `args`, `env`, `cwd`, and `out` and `err` (files) or `tty` (the name of a pseudo-terminal); `largest`, if a file may have so many bytes
 at most; `without`, if a package cannot be imported. The answer is the process's number. `{"wait": number, "seconds": n}` answers with the exit code, negative for the signal that ended it.
 This package is not imported before the fork."""
-import fcntl, json, os, resource, runpy, signal, sys, termios, time, types, warnings
+import fcntl, gc, json, os, resource, runpy, signal, sys, termios, time, types, warnings
 warnings.filterwarnings('ignore')
 import torch
 torch.set_num_threads(1)
 from fastai.vision import all as _
+gc.freeze()  # the pages of what is loaded stay shared with the forked processes
 
 
 def say(o): print(o, flush=True)

@@ -4,7 +4,7 @@ A job is a line of JSON with the arguments of `run`, `out` (a file for what the 
 the process's number;
 `{"wait": number}` waits for it and answers with its exit code (negative: the signal that killed it).
 """
-import ctypes, fcntl, json, os, resource, signal, sys, termios, traceback, warnings
+import ctypes, fcntl, gc, json, os, resource, signal, sys, termios, traceback, warnings
 warnings.filterwarnings('ignore')
 import torch
 torch.set_num_threads(1)
@@ -32,6 +32,7 @@ def photos(path, seed=0, epochs=3):
 
 
 recipes = dict(crops=crops, photos=photos)
+gc.freeze()  # the pages of what is loaded stay shared with the forked processes
 
 
 class AtBatch(Callback):

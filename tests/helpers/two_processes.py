@@ -90,7 +90,7 @@ def in_two_processes(folder, body):
 
 
 def command(folder, name, *args):
-    "Run a command of this package in two processes"
+    "Run a command of this package in two processes, by accelerate"
     pytest.importorskip('accelerate')
-    return ended(subprocess.Popen([sys.executable, *torchrun, '--no-python', str(Path(sys.executable).parent/name), *args],
+    return ended(subprocess.Popen([sys.executable, *accelerate, '--no_python', str(Path(sys.executable).parent/name), *args],
                                   text=True, env=env, cwd=folder, stdout=subprocess.PIPE, stderr=subprocess.PIPE))
