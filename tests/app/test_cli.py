@@ -374,7 +374,7 @@ def test_ctrl_c_in_the_baseline(few, tmp_path):
     out, args = tmp_path/'out', ('--no-pretrained', '--size', '32', '--workers', '0', '--precision', 'no', *tiny)
     p = fresh.started('focusnet-train', few, *args, '--epochs', '500', '--out', out)
     end = time.monotonic() + 240
-    while '\nepoch 2/500' not in p.printed and time.monotonic() < end: time.sleep(.02)
+    while '\nepoch 3/500' not in p.printed and time.monotonic() < end: time.sleep(.02)
     os.killpg(p.pid, signal.SIGINT)
     res = p.wait()
     assert res.returncode == 130 and 'Traceback' not in res.stderr, (res.returncode, res.stderr)
