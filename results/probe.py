@@ -1,12 +1,13 @@
 """Does a probe of seconds on a trained baseline's own features say which setting will help a whole training?
 
-    python results/probe.py FOLDER                    # after results/regimes.py and results/pretrained.py; what is probed is not probed again
-    python results/probe.py FOLDER --seeds 0          # some seeds
+    python results/probe.py FOLDER     # after results/regimes.py and results/pretrained.py; what is probed is not probed again
+    python results/probe.py FOLDER --seeds 0 # some seeds
     python results/probe.py FOLDER --table results/cpu/probe.md
 
-For each finished baseline: the features before its last layer, of its training images and of its validation images (up to 4,000), and on each of both new linear
-heads, by plain cross-entropy and by every setting, cross-validated in three parts (FocusNet's baseline is the plain head of the same part). The gain of the heads is
-compared with the gain of the whole trainings (measures.jsonl of the studies): does at least its sign agree?
+For each finished baseline: the features before its last layer, of its training images and of its validation images (up to 4,000), and on
+each of both new linear heads, by plain cross-entropy and by every setting, cross-validated in three parts (FocusNet's baseline is the
+plain head of the same part). The gain of the heads is compared with the gain of the whole trainings (measures.jsonl of the studies): does
+at least its sign agree?
 """
 import argparse, json, os, time, warnings
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -51,7 +52,8 @@ def head(z, y, train, valid, n_classes, arm='ce', base=None, seed=0):
     "A linear head on features: the learner and its accuracy on the part that it has not seen, in percent"
     set_seed(seed)
     sets = [torch.utils.data.TensorDataset(z[i], y[i]) for i in (train, valid)]
-    dls = DataLoaders(*[pretrained.FeatureDL(o, bs=b, shuffle=t, drop_last=t, num_workers=0) for o, b, t in zip(sets, (min(BS, len(train)), 4096), (True, False))])
+    dl = lambda o, bs, training: pretrained.FeatureDL(o, bs=bs, shuffle=training, drop_last=training, num_workers=0)
+    dls = DataLoaders(dl(sets[0], min(BS, len(train)), True), dl(sets[1], 4096, False))
     dls.c, dls.vocab = n_classes, list(range(n_classes))
     learn, cbs = Learner(dls, nn.Linear(z.shape[1], n_classes), loss_func=CrossEntropyLossFlat(), wd=.01), []
     if arm!='ce':
@@ -101,16 +103,18 @@ def measured():
 
 def table(rows):
     "Gains of heads beside those of whole trainings, and how often their signs agree where the whole ones are clear"
-    whole, lines, text = measured(), ['| regime | setting | whole training | heads, training images | heads, other images |', '| --- | --- | --- | --- | --- |'], []
+    whole, text = measured(), []
+    lines = ['| regime | setting | whole training | heads, training images | heads, other images |', '| --- | --- | --- | --- | --- |']
     mean = lambda regime, arm, images: np.mean([o[arm] for o in rows if (o['regime'], o['images'])==(regime, images)] or [np.nan])
-    found = [(k, arm, np.mean(v), len(v)>1 and abs(np.mean(v))>2*np.std(v, ddof=1)/len(v)**.5, *[mean(k, arm, i) for i in ('training', 'others')])
+    sure = lambda v: len(v)>1 and abs(np.mean(v))>2*np.std(v, ddof=1)/len(v)**.5
+    found = [(k, arm, np.mean(v), sure(v), mean(k, arm, 'training'), mean(k, arm, 'others'))
              for (k, arm), v in whole.items() if any(o['regime']==k for o in rows)]
     for k, arm, w, clear, a, b in found: lines.append(f"| {k} | {arm} | {w:+.2f}{' *' if clear else ''} | {a:+.2f} | {b:+.2f} |")
     for name, i in (('training images', 4), ('other images', 5)):
         clear = [o for o in found if o[3]]
         agree = sum((o[2]>0)==(o[i]>0) for o in clear)
-        text.append(f"Heads on features of {name}: the sign is that of the whole training in {agree} of {len(clear)} clear cases, rank correlation over all {len(found)} "
-                    f"{spearmanr([o[2] for o in found], [o[i] for o in found])[0]:+.2f}.")
+        text.append(f"Heads on features of {name}: the sign is that of the whole training in {agree} of {len(clear)} clear cases, "
+                    f"rank correlation over all {len(found)} {spearmanr([o[2] for o in found], [o[i] for o in found])[0]:+.2f}.")
     clear = [o for o in found if o[3]]
     text.append(f"Whoever always says 'it helps' agrees in {sum(o[2]>0 for o in clear)} of {len(clear)}.")
     return '\n'.join([*lines, '', 'Gains over plain cross-entropy in points; * more than two standard errors from 0.', '', *text])
@@ -120,7 +124,7 @@ if __name__=='__main__':
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument('folder', type=Path)
     parser.add_argument('--seeds', type=int, nargs='+', default=range(3))
-    parser.add_argument('--regimes', nargs='+', default=['digits', 'cifar10', 'cifar10-short', 'gtsrb', 'gtsrb-short', 'cifar100', 'tiny', 'whole'])
+    parser.add_argument('--regimes', nargs='+', default='digits cifar10 cifar10-short gtsrb gtsrb-short cifar100 tiny whole'.split())
     parser.add_argument('--table', type=Path)
     args = parser.parse_args()
     torch.set_num_threads(1)
@@ -135,5 +139,6 @@ if __name__=='__main__':
                 if any((o['regime'], o['seed'])==(regime, seed) for o in rows): continue
                 new = probed(pretrained if regime=='whole' else regimes, regime, seed, root)
                 rows += new
-                with open(kept, 'a') as f: f.writelines(json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in o.items()})+'\n' for o in new)
-                for o in new: print(regime, seed, {k: round(v, 2) if isinstance(v, float) else v for k, v in o.items() if k not in ('regime', 'seed')}, flush=True)
+                lines = [json.dumps({k: round(v, 3) if isinstance(v, float) else v for k, v in o.items()})+'\n' for o in new]
+                with open(kept, 'a') as f: f.writelines(lines)
+                print(*lines, sep='', end='', flush=True)

@@ -380,7 +380,8 @@ def test_ctrl_c_in_the_baseline(few, tmp_path):
     assert res.returncode == 130 and 'Traceback' not in res.stderr, (res.returncode, res.stderr)
     n, file = int(re.search(r'stopped. The baseline of (\d+) epochs is kept: --baseline', res.stderr)[1]), out/'unfinished.pkl'
     assert f"is kept: --baseline {file} trains FocusNet against it as it is." in res.stderr and n >= 2
-    assert sorted(o.name for o in out.iterdir()) == ['unfinished.json', 'unfinished.pkl', 'unfinished.pth'] and json.loads((out/'unfinished.json').read_text())['finished_epochs'] == n
+    assert sorted(o.name for o in out.iterdir()) == ['unfinished.json', 'unfinished.pkl', 'unfinished.pth']
+    assert json.loads((out/'unfinished.json').read_text())['finished_epochs'] == n
     _, base = train_photos(few, tmp_path/'against', baseline=file, epochs=1, pretrained=False, workers=0, log=lambda o: None)
     assert all(torch.equal(v.cpu(), torch.load(out/'unfinished.pth')[k]) for k, v in base.model.state_dict().items())
     train_photos(few, out, epochs=1, log=lambda o: None, **small)

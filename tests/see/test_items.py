@@ -2,8 +2,8 @@
 import numpy as np, pytest, torch, warnings
 from PIL import Image
 from torch import nn
-from fastai.vision.all import (CategoryBlock, DataBlock, DataLoaders, ImageBlock, ImageDataLoaders, IndexSplitter, Learner, Normalize, PILImageBW, Resize,
-                               get_image_files, imagenet_stats, parent_label, set_seed)
+from fastai.vision.all import (CategoryBlock, DataBlock, DataLoaders, ImageBlock, ImageDataLoaders, IndexSplitter, Learner, Normalize,
+                               PILImageBW, Resize, get_image_files, imagenet_stats, parent_label, set_seed)
 from focusnet_fastai.data.folder import folder_dls
 from focusnet_fastai.loss import multi_warm_label
 from focusnet_fastai.see.maps import enlarged
