@@ -33,8 +33,8 @@ def lenet5(
     "LeNet-5, with ReLU and max-pooling"
     _check_counts(n_out=n_out, n_in=n_in)
     return nn.Sequential(
-        nn.Conv2d(n_in, 6, 5), nn.ReLU(), nn.MaxPool2d(2),
-        nn.Conv2d(6, 16, 5),   nn.ReLU(), nn.MaxPool2d(2),
+        nn.Conv2d(n_in, 6, 5), nn.MaxPool2d(2), nn.ReLU(),
+        nn.Conv2d(6, 16, 5),   nn.MaxPool2d(2), nn.ReLU(),
         nn.Conv2d(16, 120, 5), nn.ReLU(), nn.Flatten(),
         nn.Linear(120, 84),    nn.ReLU(), nn.Linear(84, n_out))
 

@@ -128,8 +128,20 @@ def test_channels():
 def test_lenet_is_lenet():
     m = lenet5(10)
     assert [tuple(p.shape) for p in m.parameters() if p.ndim > 1] == [(6, 1, 5, 5), (16, 6, 5, 5), (120, 16, 5, 5), (84, 120), (10, 84)]
-    assert [type(l) for l in m if not isinstance(l, (nn.Conv2d, nn.Linear))] == [nn.ReLU, nn.MaxPool2d]*2 + [nn.ReLU, nn.Flatten, nn.ReLU]
+    assert [type(l) for l in m if not isinstance(l, (nn.Conv2d, nn.Linear))] == [nn.MaxPool2d, nn.ReLU]*2 + [nn.ReLU, nn.Flatten, nn.ReLU]
     assert complexity(m, 32) == (61_706, 833_040)
+
+
+def test_lenet_pools_first_as_if_it_pooled_last():
+    pooled_first = lenet5(10)
+    pooled_last = nn.Sequential(*[pooled_first[i] for i in (0, 2, 1, 3, 5, 4, *range(6, len(pooled_first)))])
+    x, outputs, grads = torch.randn(32, 1, 32, 32), [], []
+    for m in (pooled_first, pooled_last):
+        m.zero_grad()
+        outputs.append(m(x))
+        outputs[-1].square().sum().backward()
+        grads.append([p.grad.clone() for p in m.parameters()])
+    assert torch.equal(*outputs) and all(map(torch.equal, *grads))
 
 
 @pytest.mark.parametrize('make,arch', [(small_resnet18, resnet18), (small_resnet34, resnet34)])
