@@ -4,7 +4,7 @@
 
 # %% auto #0
 __all__ = ['remedies', 'usually_wrong', 'measured_gains', 'columns', 'remedy', 'plain_value', 'records', 'keeps_margins',
-           'kept_margins', 'memory_evidence', 'files_of']
+           'kept_margins', 'memory_evidence', 'files_of', 'look_at_maps']
 
 # %% ../nbs/22_diagnose.ipynb #imports
 import json
@@ -16,7 +16,7 @@ from .focusnet import is_pretrained
 from .focus import few_classes
 from .record import write_whole
 from .margins import LabelEvidence, rivals
-from .case import Answers, confusion_counts, Diagnosis, network_answers, worst_pairs
+from .case import Answers, confusion_counts, Diagnosis, network_answers, seen_contrast, worst_pairs
 from .verdicts import Case
 
 # %% ../nbs/22_diagnose.ipynb #remedies
@@ -173,6 +173,16 @@ def files_of(ds)->list|None:
     items = getattr(ds, 'items', None) if not hasattr(ds, 'batch') else None
     return list(items) if items is not None and len(items) and isinstance(items[0], (str,Path)) else None
 
+# %% ../nbs/22_diagnose.ipynb #look-at-maps
+def look_at_maps(
+    d:Diagnosis, # gets `contrasts` of the pairs that look like one class
+    learn:Learner,
+    dl # its validation images
+):
+    "Ask where the network sees a difference, of the pairs for which that decides"
+    for case in [Case(d, *o) for o in worst_pairs(d.counts, d.n)]:
+        if case.merge(): d.contrasts[case.a,case.b] = seen_contrast(learn, dl, case)
+
 # %% ../nbs/22_diagnose.ipynb #diagnose
 @patch
 def diagnose(self:Learner,
@@ -190,4 +200,5 @@ def diagnose(self:Learner,
     evidence = None if memory is None else memory_evidence(memory, train)
     d = Diagnosis(valid.z, valid.y, class_names(self.dls), train, valid.features, evidence, files_of(self.dls.train_ds), n, base_z)
     d.pretrained = is_pretrained(self)
+    look_at_maps(d, self, dl)
     return d

@@ -26,6 +26,7 @@ limits = types.SimpleNamespace(
     few=3, # confused images below which nothing is said
     chance=.6, # merge: area under the curve that can still be a coin's
     apart=.76, # merge: area under the curve that two classes certainly stay below
+    flat=.5, # merge: what is left of the class maps in a contrast map without structure
     strong_seen=.3, # relabel: contradiction over the training from which an image counts as one of the other class
     strong_new=.5, # relabel: the same for images that the network was not trained on
     natural=.3, # relabel: share of such images among all contradicted ones where labels are right
@@ -46,9 +47,12 @@ def merge(self:Case)->Finding|None:
     "Are the two classes told apart no better than by a coin?"
     s,probe = self.separation(self.d.z, self.d.y),self.probe()
     if not (s.low<limits.chance and s.high<limits.apart) or probe.low>limits.chance: return None
+    contrast = self.d.contrasts.get((self.a,self.b), math.nan)
+    if contrast>=limits.flat: return None
     why = (f"{self.true} and {self.predicted} are told apart hardly better than by a coin: of two validation images, one of each, "
            f"the network puts the right one first in {s.auc:.0%} ({s.low:.0%} to {s.high:.0%})")
     if not math.isnan(probe.auc): why += f", a new last layer on its features in {probe.auc:.0%}"
+    if not math.isnan(contrast): why += f"; {contrast:.0%} of what the maps of the two vary over the picture is left in their contrast maps"
     return Finding('merge', why, math.nan, '')
 
 # %% ../nbs/21_verdicts.ipynb #crossed

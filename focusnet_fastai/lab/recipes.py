@@ -88,7 +88,7 @@ def paper_recipe(
     return recipe
 
 # %% ../../nbs/lab/01_recipes.ipynb #small-recipes
-mnist = paper_recipe(mnist_dls, "MNIST with LeNet-5, no augmentation (Section 4.2)", dict(bs=128), net='lenet5', he_init=True)
+mnist = paper_recipe(mnist_dls, "MNIST with LeNet-5, no augmentation (Section 4.2)", dict(bs=128), net='lenet5')
 cifar10 = paper_recipe(cifar10_dls, "CIFAR-10 with the modified ResNet-18 (Section 4.2)", dict(bs=128, pad=4), net='resnet18', small=True)
 cifar100 = paper_recipe(cifar100_dls, "CIFAR-100 with the modified ResNet-18 (Section 4.2)", dict(bs=128, pad=4), net='resnet18',
                         small=True)
