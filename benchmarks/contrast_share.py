@@ -3,8 +3,8 @@
     python benchmarks/contrast_share.py --photos FOLDER --each 500 --epochs 20
     python benchmarks/contrast_share.py --photos FOLDER --classes 20 --each 100 --epochs 60
 
-The photographs are of 32x32 pixels (FOLDER/train/CLASS/*.png). A class drawn at random gets a second name by the toss of a coin, in training
-and validation; a thin ResNet is trained, and `seen_contrast` is measured for that pair and for the nine most confused other ones. Both
+The photographs are of 32x32 pixels (FOLDER/train/CLASS/*.png). A class drawn at random gets a second name by the toss of a coin, in
+training and validation; a thin ResNet is trained, and `seen_contrast` is measured for that pair and for the ten most confused ones. Both
 settings above are of CIFAR-10 and CIFAR-100; after 60 epochs with 100 photographs a class the network knows its training photographs by
 heart. `limits.flat` was chosen on seeds from 100.
 """
@@ -56,7 +56,7 @@ def trained(sets, names, seed, epochs):
                                        device='cpu', drop_last=False)
     set_seed(seed)
     dls.train.rng = random.Random(seed)
-    learn = to_precision(Learner(dls, thin_resnet(len(names), 3)), 'bf16')
+    learn = Learner(dls, thin_resnet(len(names), 3)).to_precision('bf16')
     with learn.no_bar(), learn.no_logging(): learn.fit_one_cycle(epochs, 1e-2)
     return learn
 
@@ -70,26 +70,27 @@ def study(a, data, seed):
     share = {(o.a, o.b): seen_contrast(learn, learn.dls.valid, o) for o in [*cases, Case(d, *twins)]}
     others = [v for k, v in share.items() if set(k) != set(twins)]
     said = [v for t, p, v in zip(d.df.true, d.df.predicted, d.df.verdict) if {t, p} == {names[i] for i in twins}]
-    return dict(photos=Path(a.photos).name, classes=len(data[2]), each=a.each, epochs=a.epochs, seed=seed, twins=share[twins], others=others,
-                said=said[0] if said else '', accuracy=float((d.z.argmax(1) == d.y).float().mean()))
+    return dict(photos=Path(a.photos).name, classes=len(data[2]), each=a.each, epochs=a.epochs, seed=seed, twins=share[twins],
+                others=others, said=said[0] if said else '', accuracy=float((d.z.argmax(1) == d.y).float().mean()))
 
 
 def table(records):
     "Markdown"
-    lines = ['| photographs | classes | a class | epochs | accuracy | one class under two names | other confused pairs, 5% / median | merge said |',
-             '|---|---|---|---|---|---|---|---|']
+    head = 'photographs | classes | a class | epochs | accuracy | one class under two names | other confused pairs, 5% / median | merge said'
+    lines = [f'| {head} |', '|---|---|---|---|---|---|---|---|']
     settings = sorted({(o['photos'], o['classes'], o['each'], o['epochs']) for o in records})
     for s in settings:
         rows = [o for o in records if (o['photos'], o['classes'], o['each'], o['epochs']) == s]
         twins, others = [o['twins'] for o in rows], [v for o in rows for v in o['others']]
-        lines.append('| {} | {} | {} | {} |'.format(*s) + f' {np.mean([o["accuracy"] for o in rows]):.1%} | {min(twins):.2f} to {max(twins):.2f} '
-                     f'(n = {len(twins)}) | {np.quantile(others, .05):.2f} / {np.median(others):.2f} (n = {len(others)}) | '
+        acc = np.mean([o['accuracy'] for o in rows])
+        lines.append('| {} | {} | {} | {} |'.format(*s) + f' {acc:.1%} | {min(twins):.2f} to {max(twins):.2f} (n = {len(twins)}) '
+                     f'| {np.quantile(others, .05):.2f} / {np.median(others):.2f} (n = {len(others)}) | '
                      f'{sum(o["said"] == "merge" for o in rows)} of {len(rows)} |')
     return '\n'.join(lines)
 
 
 def main():
-    global np, torch, CropBatch, FlipBatch, InMemoryLoaders, Learner, Normalize, cifar_stats, set_seed, thin_resnet, to_precision, Case
+    global np, torch, CropBatch, FlipBatch, InMemoryLoaders, Learner, Normalize, cifar_stats, set_seed, thin_resnet, Case
     global seen_contrast, worst_pairs
     a = args()
     import numpy as np, torch
@@ -97,8 +98,7 @@ def main():
     from focusnet_fastai.case import Case, seen_contrast, worst_pairs
     from focusnet_fastai.data.memory import CropBatch, FlipBatch, InMemoryLoaders
     from focusnet_fastai.models import thin_resnet
-    from focusnet_fastai.precision import to_precision
-    import focusnet_fastai.diagnose
+    import focusnet_fastai.diagnose, focusnet_fastai.precision
     torch.set_num_threads(1)
     log = Path(a.runs)/'contrast_share.jsonl'
     log.parent.mkdir(parents=True, exist_ok=True)

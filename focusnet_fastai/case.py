@@ -278,9 +278,9 @@ def contrast_share(
         return held[0].clone()
     hook = layer.register_forward_hook(hold)
     try:
-        with torch.enable_grad(): z = first_output(net(*xb))
+        with torch.enable_grad(): scores = first_output(net(*xb))[:,[a,b]].sum(0).unbind()
     finally: hook.remove()
-    grads = [torch.autograd.grad(z[:,o].sum(), held[0], retain_graph=True, allow_unused=True)[0] for o in (a,b)]
+    grads = [torch.autograd.grad(o, held[0], retain_graph=True, allow_unused=True)[0] for o in scores]
     if grads[0] is None: return math.nan
     maps = [(g.mean((2,3), keepdim=True)*held[0].detach()).sum(1).double() for g in grads]
     spread = lambda m: (m-m.mean((1,2), keepdim=True)).square().sum().item()

@@ -265,9 +265,12 @@ def train(self:Case)->Finding|None:
 @patch
 def unclear(self:Case)->Finding:
     "Why there is no verdict"
-    n = self.count+self.back
+    n,contrast = self.count+self.back,self.d.contrasts.get((self.a,self.b), math.nan)
     if n<limits.few: why = f"only {counted(n, 'image')} confused, too few to tell a cause from chance"
     elif self.d.train.z is None: why = "without logits of the training images it is not known whether the training tells the two apart"
+    elif contrast>=limits.flat:
+        why = (f"{self.true} and {self.predicted} are told apart hardly better than by a coin, but the network looks for them in different "
+               f"places: {contrast:.0%} of what the maps of the two vary over the picture is left in their contrast maps")
     else: why = f"{self.true} and {self.predicted} are not told apart well in training either, but better than by a coin"
     return Finding('not clear', why, math.nan, '')
 

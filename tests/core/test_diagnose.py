@@ -1,7 +1,8 @@
 "Verdicts on planted causes, each piece of evidence against an independent count, and what is refused."
 import json, math
 import numpy as np, pandas as pd, pytest, torch
-from fastai.vision.all import Learner, nn
+from fastai.vision.all import Learner, nn, set_seed
+import torchvision
 from scipy.stats import mannwhitneyu
 from sklearn.metrics import roc_auc_score
 
@@ -11,6 +12,10 @@ from focusnet_fastai.app.doctor import diagnose_arrays
 from focusnet_fastai.compare import Comparison
 from focusnet_fastai.data.memory import CropBatch
 from focusnet_fastai.case import Answers, Case, Diagnosis, confusion_counts, network_answers, share_interval, told_apart, worst_pairs
+from focusnet_fastai.case import contrast_share, images_of, last_map, seen_contrast
+from focusnet_fastai.data.digits import digits_dls
+from focusnet_fastai.models import small_cnn
+from focusnet_fastai.see.cam import class_maps
 from focusnet_fastai.diagnose import kept_margins
 from focusnet_fastai.focus import FocusMemory
 from focusnet_fastai.focusnet import FocusNetCallback
@@ -223,3 +228,96 @@ def test_a_network_that_cannot_judge_labels(dls):
         margin[:wrong] = -1.
         d = Diagnosis(z.roll(2, 0)*(torch.arange(n) < 8)[:, None] + z*(torch.arange(n) >= 8)[:, None], y, None, Answers(z, y, None), evidence=LabelEvidence(margin, (y+1) % 4, 'training'))
         assert (f'contradicts {wrong} of 40 labels' in d.summary) is warned, d.summary
+
+
+# -- contrast maps as evidence ----------------------------------------------------------------------------------------
+
+@pytest.fixture(scope='module')
+def seeing():
+    "A convolutional network that has learnt sevens under two names, by the toss of a coin"
+    dls = digits_dls(size=16, bs=32, device='cpu')
+    g = torch.Generator().manual_seed(1)
+    toss = lambda y: torch.where((y == 7) & (torch.rand(len(y), generator=g) < .5), 10, y)
+    sets = [(o.x, toss(o.y)) for o in (dls.train_ds, dls.valid_ds)]
+    twins = type(dls).from_tensors(*sets, [f'd{i}' for i in range(11)], bs=32, device='cpu')
+    set_seed(1)
+    learn = Learner(twins, small_cnn(11, 1))
+    with quiet(learn): learn.fit_one_cycle(5, 1e-2)
+    return learn
+
+
+def test_contrast_share_is_that_of_class_activation_maps(seeing):
+    "Independent: from the maps of the pictures' page, image by image"
+    xb, y = seeing.dls.valid.one_batch()
+    maps = class_maps(seeing.model, xb).double()
+    for a, b in ((7, 10), (3, 8), (0, 1)):
+        rest = both = 0
+        for m in maps: rest, both = rest+float((m[a]-m[b]).var()), both+float(m[a].var()+m[b].var())
+        assert contrast_share(seeing.model.eval(), (xb,), a, b) == pytest.approx(rest/both, rel=1e-4)
+
+
+def test_one_class_under_two_names_has_flat_contrast_maps(seeing):
+    before = state(seeing)
+    d = seeing.diagnose()
+    found = row(d, 'd7', 'd10')
+    pair = (7, 10) if found.true == 'd7' else (10, 7)
+    assert found.verdict == 'merge' and list(d.contrasts) == [pair] and d.contrasts[pair] < .2
+    assert f'{d.contrasts[pair]:.0%} of what the maps' in found.why and same(before, state(seeing))
+    other = {o: seen_contrast(seeing, seeing.dls.valid, Case(d, *o)) for o in ((3, 8), (1, 4), (0, 6))}
+    assert min(other.values()) > .4
+    d.contrasts[pair] = .6  # where the network looks for the two in different places, they are not one
+    other = Case(d, *pair)
+    assert other.merge() is None and other.finding().verdict != 'merge'
+    assert ('60% of what the maps' in other.finding().why) == (other.finding().verdict == 'not clear')
+
+
+class Tokens(nn.Module):
+    "Patches that become tokens, as in a transformer"
+    def __init__(self):
+        super().__init__()
+        self.patches, self.mix, self.head = nn.Conv2d(1, 8, 4, 4), nn.Linear(8, 8), nn.Linear(8, 11)
+    def forward(self, x): return self.head(self.mix(self.patches(x).flatten(2).transpose(1, 2)).mean(1))
+
+
+class ChannelsBehind(nn.Module):
+    "Maps `(B, h, w, C)`, as in timm's Swin"
+    def __init__(self):
+        super().__init__()
+        self.conv, self.norm, self.head = nn.Conv2d(1, 24, 4, 4), nn.LayerNorm(24), nn.Linear(24, 11)
+    def forward(self, x): return self.head(self.norm(self.conv(x).permute(0, 2, 3, 1)).mean((1, 2)))
+
+
+def test_the_last_map_of_a_network():
+    x = torch.rand(2, 3, 64, 64)
+    resnet = torchvision.models.resnet18(num_classes=4).eval()
+    assert last_map(resnet, x) is resnet.layer4
+    mobile = torchvision.models.mobilenet_v2(num_classes=4).eval()
+    assert last_map(mobile, x) is mobile.features
+    behind = ChannelsBehind()
+    assert last_map(behind, torch.rand(2, 1, 32, 32)) is behind.conv  # not what the LayerNorm gives
+    for net in (Tokens(), nn.Sequential(nn.Flatten(), nn.Linear(256, 11))): assert last_map(net, torch.rand(2, 1, 16, 16)) is None
+    assert last_map(nn.Linear(5, 3), torch.rand(2, 5)) is None and math.isnan(contrast_share(nn.Linear(5, 3), (torch.rand(4, 5),), 0, 1))
+
+
+def test_a_network_with_layers_in_place_and_one_without_gradient():
+    conv, norm, act = nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(inplace=True)
+    net = nn.Sequential(conv, norm, act, nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 3)).eval()
+    tail = nn.Sequential(conv, nn.Hardswish(inplace=True), nn.Dropout(inplace=True), nn.Flatten(), nn.Linear(4*36, 3)).eval()
+    x = torch.rand(6, 1, 8, 8)
+    with torch.no_grad(): assert all(0 < contrast_share(o.requires_grad_(False), (x,), 0, 2) for o in (net, tail))
+
+
+def test_images_of_fastais_and_pytorchs_loaders(seeing):
+    dl = seeing.dls.valid
+    x, y = images_of(dl, [3, 0, 7])
+    want = next(iter(dl.new(shuffle=False, drop_last=False)))
+    assert torch.equal(y, want[1][[3, 0, 7]]) and torch.equal(x, want[0][[3, 0, 7]])
+    plain = torch.utils.data.DataLoader([(torch.full((1,), float(i)), i) for i in range(9)], batch_size=4, shuffle=True)
+    assert images_of(plain, [8, 2])[0].flatten().tolist() == [8, 2]
+
+
+def test_a_network_without_maps_is_diagnosed_as_before():
+    dls = digits_dls(n_train=100, size=16, bs=32, device='cpu')
+    learn = Learner(dls, nn.Sequential(nn.Flatten(), nn.Linear(256, 10)))
+    d = learn.diagnose()
+    assert all(math.isnan(v) for v in d.contrasts.values()) and 'maps' not in ' '.join(d.df.why)
