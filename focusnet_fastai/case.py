@@ -268,7 +268,7 @@ def contrast_share(
     xb, # the inputs of images of both classes
     a:int, # one class
     b:int # the other one
-)->float: # 0: their maps are the same, 1: they have nothing in common; NaN: the network has no maps
+)->float: # 0: their maps are the same, 1: they have nothing in common; NaN: the network has no maps, or its logits no gradient
     "How much of what the maps of two classes vary over the picture is left in their contrast map"
     with torch.no_grad(): layer = last_map(net, *[x[:2] for x in xb])
     if layer is None: return math.nan
@@ -280,8 +280,8 @@ def contrast_share(
     try:
         with torch.enable_grad(): scores = first_output(net(*xb))[:,[a,b]].sum(0).unbind()
     finally: hook.remove()
-    grads = [torch.autograd.grad(o, held[0], retain_graph=True, allow_unused=True)[0] for o in scores]
-    if grads[0] is None: return math.nan
+    if not scores[0].requires_grad: return math.nan
+    grads = [torch.autograd.grad(o, held[0], retain_graph=True)[0] for o in scores]
     maps = [(g.mean((2,3), keepdim=True)*held[0].detach()).sum(1).double() for g in grads]
     spread = lambda m: (m-m.mean((1,2), keepdim=True)).square().sum().item()
     both = sum(map(spread, maps))
