@@ -95,7 +95,8 @@ def main():
     a = args()
     import numpy as np, torch
     from fastai.vision.all import Learner, Normalize, cifar_stats, set_seed
-    from focusnet_fastai.case import Case, seen_contrast, worst_pairs
+    from focusnet_fastai.case import Case, worst_pairs
+    from focusnet_fastai.contrast_share import seen_contrast
     from focusnet_fastai.data.memory import CropBatch, FlipBatch, InMemoryLoaders
     from focusnet_fastai.models import thin_resnet
     import focusnet_fastai.diagnose, focusnet_fastai.precision

@@ -280,8 +280,8 @@ def tables(records):
     right, shown = planted.right.astype(bool), planted.trace.astype(bool)
     each = ', '.join(f'{name} {int(o.right.sum())} of {len(o)}' for name, o in planted.groupby('data'))
     said, calm = planted.cautioned.astype(bool), nothing[~nothing.cautioned.astype(bool)]
-    lines += ['', f'Right: {each}. The diagnosis itself cautions that the network may not be trained well enough in {said.sum()} of {len(said)}; '
-              f'of these {(right&said).sum()} are right, of the others {share((right&~said).sum(), (~said).sum())}, with '
+    lines += ['', f'Right: {each}. The diagnosis itself cautions that the network may not be trained well enough in {said.sum()} of '
+              f'{len(said)}; of these {(right&said).sum()} are right, of the others {share((right&~said).sum(), (~said).sum())}, with '
               f'{share(calm.false.sum(), calm.others.sum())} pairs false on nothing.',
               '', f'In all {share(right.sum(), len(right))} are right; where the classes are confused in at least 5 images '
               f'{share((right&shown).sum(), shown.sum())}. False on nothing are {share(nothing.false.sum(), nothing.others.sum())} pairs, '

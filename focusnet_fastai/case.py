@@ -5,13 +5,13 @@
 # %% auto #0
 __all__ = ['Answers', 'Separation', 'head_input', 'asked_batches', 'network_answers', 'confusion_counts', 'worst_pairs',
            'auc_error', 'told_apart', 'share_interval', 'Diagnosis', 'check_logits', 'check_labels', 'check_lengths',
-           'Case', 'probe_separation', 'last_map', 'contrast_share', 'images_of', 'seen_contrast']
+           'Case', 'probe_separation']
 
 # %% ../nbs/19_case.ipynb #imports
 from collections import namedtuple
 from fastai.vision.all import *
 from scipy.stats import binomtest, mannwhitneyu
-from .frozen import first_output, FrozenNetwork
+from .frozen import FrozenNetwork
 from .reference import plain_network
 from .compare import as_valid, in_order, n_inputs, split_batch
 from .models import logits_layer
@@ -133,7 +133,7 @@ class Diagnosis:
         self.check()
         self.evidence = self.label_evidence() if evidence is None else evidence
         self.counts = confusion_counts(z, y)
-        self.contrasts = {} # (label, answer) -> see `contrast_share`, of the pairs that were looked at
+        self.contrasts = {} # (label, answer) -> see the page `contrast_share`, of the pairs that were looked at
 
 # %% ../nbs/19_case.ipynb #check-array
 def check_logits(
@@ -244,71 +244,3 @@ def probe(self:Case)->Separation:
     if d.features is None: return Separation(math.nan, 0., 1.)
     here = (d.y==self.a) | (d.y==self.b)
     return probe_separation(d.features[here], (d.y==self.a)[here])
-
-# %% ../nbs/19_case.ipynb #last-map
-def last_map(
-    net:nn.Module, # in eval mode
-    *xb # inputs of a few images, the first one `(B, C, H, W)`
-)->nn.Module|None: # None: there is no map of the image, or tokens come after it
-    "The layer that gives the last feature map `(B, C, h, w)`"
-    seen = []
-    def look(m, args, out): seen.append((m, out.shape if isinstance(out, Tensor) else ()))
-    hooks = [m.register_forward_hook(look) for m in net.modules()]
-    try: net(*xb)
-    finally:
-        for h in hooks: h.remove()
-    H,W = xb[0].shape[2:] if xb[0].ndim==4 else (0,0)
-    is_map = [len(s)==4 and s[2]*s[3]>1 and abs(s[2]*W-s[3]*H)<=max(H, W) for _,s in seen]
-    last = max((i for i,o in enumerate(is_map) if o), default=None)
-    return None if last is None or any(len(s)==3 for _,s in seen[last:]) else seen[last][0]
-
-# %% ../nbs/19_case.ipynb #contrast-share
-def contrast_share(
-    net:nn.Module, # in eval mode
-    xb, # the inputs of images of both classes
-    a:int, # one class
-    b:int # the other one
-)->float: # 0: their maps are the same, 1: they have nothing in common; NaN: the network has no maps, or its logits no gradient
-    "How much of what the maps of two classes vary over the picture is left in their contrast map"
-    with torch.no_grad(): layer = last_map(net, *[x[:2] for x in xb])
-    if layer is None: return math.nan
-    held = []
-    def hold(m, args, out):
-        held[:] = [out.detach().requires_grad_()]
-        return held[0].clone()
-    hook = layer.register_forward_hook(hold)
-    try:
-        with torch.enable_grad(): scores = first_output(net(*xb))[:,[a,b]].sum(0).unbind()
-    finally: hook.remove()
-    if not scores[0].requires_grad: return math.nan
-    grads = [torch.autograd.grad(o, held[0], retain_graph=True)[0] for o in scores]
-    maps = [(g.mean((2,3), keepdim=True)*held[0].detach()).sum(1).double() for g in grads]
-    spread = lambda m: (m-m.mean((1,2), keepdim=True)).square().sum().item()
-    both = sum(map(spread, maps))
-    return spread(maps[0]-maps[1])/both if both else math.nan
-
-# %% ../nbs/19_case.ipynb #images-of
-def images_of(
-    dl, # of fastai, or of PyTorch
-    idxs:list # places in its data set
-): # one batch, with the transforms of validation
-    "Some images of a loader"
-    if hasattr(dl, 'new'): one = dl.new(get_idxs=lambda: idxs, bs=len(idxs), shuffle=False, drop_last=False, num_workers=0)
-    else:
-        some = torch.utils.data.Subset(dl.dataset, idxs)
-        one = torch.utils.data.DataLoader(some, batch_size=len(idxs), collate_fn=dl.collate_fn)
-    with as_valid(one.dataset): return next(iter(one))
-
-# %% ../nbs/19_case.ipynb #seen-contrast
-def seen_contrast(
-    learn:Learner,
-    dl, # the validation images of `case`
-    case:Case,
-    n:int=32 # so many images of each class, the first ones
-)->float: # see `contrast_share`
-    "How much of the maps of a pair is left in its contrast map"
-    net,device = FrozenNetwork(plain_network(learn.model)),next(learn.model.parameters()).device
-    idxs = torch.cat([(case.d.y==o).nonzero()[:n,0] for o in (case.a,case.b)]).tolist()
-    b = to_device(images_of(dl, idxs), device)
-    xb,_ = split_batch(b, n_inputs(dl, learn.dls, b))
-    return contrast_share(net.net, [net.own_precision(x.as_subclass(Tensor)) for x in xb], case.a, case.b)

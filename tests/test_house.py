@@ -116,7 +116,7 @@ print(*sorted(m.removeprefix('focusnet_fastai.') for m in set(sys.modules)-befor
     out = fresh.python(code, cwd=root)
     loaded = set(out.stdout.split()) - {'all', *layers}
     given = {m.removeprefix('focusnet_fastai.') for m, _ in imports(root/'focusnet_fastai/all.py', 'all')}
-    parts = {'case', 'frozen', 'image_order', 'learning_curve', 'record', 'verdicts', 'app.checks', 'app.confusions', 'app.page', 'app.sets', 'app.style', 'data.archives', 'data.folder_photos', 'data.image_files', 'data.labels', 'data.photo_cache', 'data.picture_file', 'data.pictures', 'see.asking', 'see.items', 'see.look', 'see.network_view', 'see.page', 'see.parts', 'see.text'} # what given rooms are made of
+    parts = {'case', 'contrast_share', 'frozen', 'image_order', 'learning_curve', 'record', 'verdicts', 'app.checks', 'app.confusions', 'app.page', 'app.sets', 'app.style', 'data.archives', 'data.folder_photos', 'data.image_files', 'data.labels', 'data.photo_cache', 'data.picture_file', 'data.pictures', 'see.asking', 'see.items', 'see.look', 'see.network_view', 'see.page', 'see.parts', 'see.text'} # what given rooms are made of
     assert loaded == given | parts, (loaded ^ (given | parts), out.stderr)
 
 

@@ -12,7 +12,7 @@ from focusnet_fastai.app.doctor import diagnose_arrays
 from focusnet_fastai.compare import Comparison
 from focusnet_fastai.data.memory import CropBatch
 from focusnet_fastai.case import Answers, Case, Diagnosis, confusion_counts, network_answers, share_interval, told_apart, worst_pairs
-from focusnet_fastai.case import contrast_share, images_of, last_map, seen_contrast
+from focusnet_fastai.contrast_share import contrast_share, images_of, last_map, seen_contrast
 from focusnet_fastai.data.digits import digits_dls
 from focusnet_fastai.models import small_cnn
 from focusnet_fastai.see.cam import class_maps
