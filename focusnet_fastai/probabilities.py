@@ -20,7 +20,7 @@ def expected_calibration_error(
     if not probs.isfinite().all(): return math.nan
     conf,pred = probs.max(1)
     bins = (conf*n_bins).long().clamp(0, n_bins-1)
-    gap = torch.zeros(n_bins, dtype=conf.dtype).index_add_(0, bins, conf - (pred==y).to(conf.dtype))
+    gap = conf.new_zeros(n_bins).index_add_(0, bins, conf - (pred==y.to(pred.device)).to(conf.dtype))
     return (gap.abs().sum()/len(y)).item()
 
 # %% ../nbs/06_probabilities.ipynb #nll-slope

@@ -148,6 +148,7 @@ def logits_of(run, settings_to_training):
     if not f.exists():
         learn = settings_to_training(**merge(run.config['recipe_settings'], all_counted(settings_to_training))).learn
         learn.model.load_state_dict(torch.load(run.folder/'weights.pth', weights_only=True))
+        learn.model.to(learn.dls.device)
         with learn.no_bar(), learn.no_logging(): z, y = learn.get_preds(act=noop)
         np.savez(f, logits=z.half().numpy(), labels=y.numpy())
     d = np.load(f)

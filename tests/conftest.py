@@ -10,8 +10,11 @@ torch.set_num_threads(1)
 settings.register_profile('focusnet', deadline=None) # no test may depend on the machine's speed
 settings.load_profile('focusnet')
 
+from fastai.torch_core import default_device
 from helpers.kernels import Kernel
 from helpers.learners import make_learner, small
+
+default_device(False) # tests compare with the processor's numbers, also on a machine that has a GPU; those of test_gpu.py name it
 
 gc.freeze() # what PyTorch and fastai have loaded is no garbage, and need not be looked through again and again
 

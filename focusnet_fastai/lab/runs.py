@@ -174,10 +174,15 @@ def _finished_result(folder, cfg, weights)->dict|None:
     res = read_result(folder, config_hash(cfg))
     return None if weights and not (folder/'weights.pth').exists() else res
 
+# %% ../../nbs/lab/08_runs.ipynb #folder-of
+def _folder_of(root, cfg)->Path:
+    "Where a run is, or will be: one name for a run and for the baseline of another, so that two processes do not train it twice"
+    return find_run(root, cfg) or root/f"{cfg['recipe']}-{cfg['method']}-{cfg['seed']}-{config_hash(cfg)}"
+
 # %% ../../nbs/lab/08_runs.ipynb #baseline
 def _baseline_weights(cfg, recipe, root, log)->bytes:
     "The weights of a run's baseline, trained now or found by its configuration in a folder beside"
-    folder = by_first(lambda: find_run(root, cfg) or root/f"baseline-{config_hash(cfg)}")
+    folder = by_first(_folder_of, root, cfg)
     packed = by_first(_packed_result, folder, cfg)
     if packed: log(f"The baseline is packed in {root}, without its weights: it is trained again, in {folder}")
     res = _train(cfg, recipe, folder, log, wait=True, weights=True)
@@ -219,10 +224,6 @@ def run(
     except RunError as e: raise RunError(e.message) from e.__cause__
 
 # %% ../../nbs/lab/08_runs.ipynb #run-seeds
-def _seed_folder(root, cfg)->Path:
-    "Where a run of several is, or will be"
-    return find_run(root, cfg) or root/f"{cfg['recipe']}-{cfg['method']}-{cfg['seed']}-{config_hash(cfg)}"
-
 def run_seeds(
     recipe, # as for `run`
     method:str, # one of `methods`
@@ -234,4 +235,4 @@ def run_seeds(
 )->list: # of results
     "`run` with several seeds, each in a folder of its own below `root`"
     cfgs = {seed: run_config(recipe, method, seed, base, **config) for seed in seeds}
-    return [run(recipe, method, seed, _seed_folder(Path(root), cfg), base, log, **config) for seed,cfg in cfgs.items()]
+    return [run(recipe, method, seed, _folder_of(Path(root), cfg), base, log, **config) for seed,cfg in cfgs.items()]

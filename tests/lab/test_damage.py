@@ -227,7 +227,7 @@ def test_packed_run_counts_as_finished(packed, monkeypatch):
     assert sorted(o.name for o in packed.iterdir()) == ['logs.csv.gz', 'runs.jsonl']
     base = read_pack(packed/'runs.jsonl')[0]
     run_seeds('digits', 'kd', [0], packed, **small)
-    assert lines[0].startswith(f'The baseline is packed in {packed}, without its weights: it is trained again, in {packed}/baseline-')
+    assert lines[0].startswith(f'The baseline is packed in {packed}, without its weights: it is trained again, in {packed}/digits-baseline-0-')
     again = read_result(find_run(packed, base.config))
     assert again['last'] == base.result['last'] and again['weights'] == base.result['weights']
     assert len(results(packed)) == 3  # the baseline's folder counts before its packed line
@@ -247,7 +247,7 @@ def test_unfinished_stays_and_joins_later(runs):
     (runs/'focus'/'result.json').rename(runs/'kept')
     (runs/'focus'/'notes.txt').write_text('mine')
     assert pack_runs(runs, remove=True) == 1
-    assert (runs/'focus'/'weights.pth').exists() and len(list(runs.glob('baseline-*'))) == 0
+    assert (runs/'focus'/'weights.pth').exists() and len(list(runs.glob('*baseline-*'))) == 0
     (runs/'kept').rename(runs/'focus'/'result.json')
     assert pack_runs(runs, remove=True) == 2
     assert [o.name for o in (runs/'focus').iterdir()] == ['notes.txt'] and len(packed_logs(runs)) == 2

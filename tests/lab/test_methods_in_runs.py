@@ -52,7 +52,7 @@ def root(tmp_path_factory):
     return tmp_path_factory.mktemp('runs')
 
 
-def n_baselines(root): return len(list(root.glob('baseline-*')))
+def n_baselines(root): return len(list(root.glob('*baseline-*')))
 def log_of(folder): return pd.read_csv(folder/'log.csv').drop(columns='time')
 def weights(folder): return torch.load(folder/'weights.pth', weights_only=True)
 def without_costs(res): return {k: v for k, v in res.items() if k not in ('seconds', 'images_per_second', 'peak_memory', 'commit')}

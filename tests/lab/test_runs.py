@@ -86,7 +86,7 @@ def killed_again_and_again(jobs, folder, whens, recipe='digits', method='focusne
     for when, sig, base, own in whens:
         code, out = jobs.do(recipe, method, folder, when=when, **job)
         assert code == -sig, f'{when} did not kill it: {code}\n{out}'
-        found = [o for o in folder.parent.glob('baseline-*')]
+        found = [o for o in folder.parent.glob('*baseline-*')]
         assert (epochs_done(found[0]) if found else 0, epochs_done(folder)) == (base, own), when
         assert not (folder/'result.json').exists()
     code, out = jobs.do(recipe, method, folder, **job)
@@ -247,9 +247,20 @@ def test_two_runs_in_one_folder_and_a_shared_baseline(jobs, undisturbed, tmp_pat
     (code_a, out_a), (code_b, out_b) = jobs.wait(a), jobs.wait(b)
     assert code_a == code_b == 0, out_a + out_b
     assert out_a.count('digits baseline seed 0') == 1 and 'digits baseline' not in out_b
-    assert [o[:9] for o in files(tmp_path)] == ['a', 'b', 'baseline-']
+    assert [o[:18] for o in files(tmp_path)] == ['a', 'b', 'digits-baseline-0-']
     w, v = weights(undisturbed('digits', 'focusnet', **SETTINGS)), weights(tmp_path/'a')
     assert all(torch.equal(w[k], v[k]) for k in w)
+
+
+@pytest.mark.slow
+def test_a_row_and_the_baseline_of_another_are_one_run(tmp_path):
+    "Two processes of a study at once: whoever comes first trains the baseline, in the folder where both look for it"
+    assert [run_seeds('digits', 'focusnet', [0], tmp_path/'a', log=noop, n_train=64, epochs=1)] and len(files(tmp_path/'a')) == 2
+    lines = []
+    run_seeds('digits', 'baseline', [0], tmp_path/'a', log=lines.append, n_train=64, epochs=1)
+    assert not any('epochs in' in o for o in lines) and len(files(tmp_path/'a')) == 2
+    run_seeds('digits', 'baseline', [0], tmp_path/'b', log=noop, n_train=64, epochs=1)
+    assert set(files(tmp_path/'b')) <= set(files(tmp_path/'a'))
 
 
 @pytest.mark.slow
@@ -261,7 +272,7 @@ def test_baseline_with_other_settings(jobs, undisturbed, tmp_path):
     run('digits', 'tf_kd', 0, tmp_path/'run', log=lines.append, **{**SETTINGS, 'epochs': 1}, base=dict(epochs=3))
     assert files(tmp_path) == ['mine', 'run'] and not any('digits baseline' in o for o in lines)
     run('digits', 'tf_kd', 0, tmp_path/'run2', log=lines.append, **{**SETTINGS, 'epochs': 1}, base=dict(seed=5))
-    made = list(tmp_path.glob('baseline-*'))
+    made = list(tmp_path.glob('*baseline-*'))
     assert len(made) == 1 and read_about(made[0])['config']['recipe_settings'] == dict(n_train=200, seed=5, net='lenet5', epochs=1, lr=.02, mom=.9, wd=1e-4, bs=64)
 
 
@@ -351,7 +362,7 @@ def test_own_recipe_and_seeds(tmp_path):
     first, second = [run_seeds(own, 'focusnet', range(2), tmp_path/o, log=noop, lr=.03) for o in ('a', 'b')]
     assert [o['last'] for o in first] == [o['last'] for o in second] and first[0]['last'] != first[1]['last']
     names = files(tmp_path/'a')
-    assert len(names) == 4 and all(re.fullmatch(r'baseline-[0-9a-f]{10}|own-focusnet-[01]-[0-9a-f]{10}', o) for o in names)
+    assert len(names) == 4 and all(re.fullmatch(r'own-(baseline|focusnet)-[01]-[0-9a-f]{10}', o) for o in names)
     assert run_seeds(own, 'focusnet', range(2), tmp_path/'a', log=noop, lr=.03) == first and files(tmp_path/'a') == names
     df = results(tmp_path)
     assert len(df) == 8 and set(df.method) == {'baseline', 'focusnet'} and df.finished.all()
