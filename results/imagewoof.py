@@ -41,7 +41,7 @@ def squares(split, files):
 
 def woof(
     size:int=128, # pixels
-    epochs:int=30, # in all
+    epochs:int=24, # in all
     lr:float=0.1, # at the start
     wd:float=1e-4, # weight decay
     bs:int=64, # photographs a batch
@@ -60,7 +60,7 @@ def woof(
 
 
 # regime: recipe, its settings, epochs, seeds
-REGIMES = {'imagewoof': (woof, {}, 30, range(3))}
+REGIMES = {'imagewoof': (woof, {}, 24, range(3))}
 # arm: method, its settings, factor of the epochs
 ARMS = dict(ce=('baseline', {}, 1), ce_2x=('baseline', {}, 2), focusnet=('focusnet', {}, 1), released=('focusnet_released', {}, 1),
             label_smoothing=('label_smoothing', {}, 1))

