@@ -2,7 +2,7 @@
 
     python results/imagewoof.py FOLDER                          # every row; what is finished is not run again, what was broken off goes on
     python results/imagewoof.py FOLDER --seeds 0 --arms ce focusnet
-    python results/imagewoof.py FOLDER --table results/gpu/imagewoof
+    python results/imagewoof.py FOLDER --table results/gpu/imagewoof-24
 
 FOLDER/imagewoof2-160 holds fastai's archive `URLs.IMAGEWOOF_160` (folders train and val). The centre square of each photograph is kept at 160 pixels; training zooms, turns, mirrors
 and lights it at random on the device (fastai's `aug_transforms`), validation shows all of it. The schedule is the paper's (Section 4.2: SGD from 0.1, a tenth at a half and at three

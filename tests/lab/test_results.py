@@ -1,5 +1,5 @@
 "What was measured: the packed studies of results/, and the page that shows them."
-import json, re
+import importlib, json, re
 from pathlib import Path
 
 import pytest
@@ -58,3 +58,15 @@ def test_page_shows_these_numbers():
         shown = ''.join(cells[f'{name}-table']['outputs'][0]['data']['text/html'])
         found = re.findall(r'>([\d.]+ ± [\d.]+ \(\d+\))<', shown)
         assert mean_sd(ours.tolist()) in found, (name, mean_sd(ours.tolist()), found)
+
+
+@pytest.mark.parametrize('script, name, n', [('regimes', 'cpu/regimes', 711), ('pretrained', 'cpu/pretrained', 170), ('imagewoof', 'gpu/imagewoof-24', 15)])
+def test_scripts_ask_for_these_runs(script, name, n, monkeypatch):
+    "What a script of results/ would train today is what is packed, row by row; runs on which settings were chosen have seeds from 100 on"
+    if script == 'pretrained': pytest.importorskip('timm')
+    monkeypatch.syspath_prepend(ROOT/'results')
+    module, runs = importlib.import_module(script), read_pack(ROOT/'results'/name/'runs.jsonl')
+    asked = {config_hash(run_config(recipe, method, seed, **settings, **own, epochs=epochs*factor))
+             for recipe, settings, epochs, seeds in module.REGIMES.values() for method, own, factor in module.ARMS.values() for seed in seeds}
+    assert len(runs) == n and all(o.config['seed'] >= 100 for o in runs if o.hash not in asked)
+    assert all(o.result['epochs'] == o.config['recipe_settings']['epochs'] for o in runs)
