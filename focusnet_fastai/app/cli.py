@@ -193,7 +193,7 @@ def focusnet_run(
     base:Annotated[str, _pairs]=None, # Settings in which the baseline differs
 ):
     """Train a method by a recipe, with several seeds. The same command again goes on after a kill.
-    "digits" takes seconds; the paper's schedules take hours on a GPU ("mnist" about two hours on a CPU): --set epochs=5 shortens them.
+    "digits" takes seconds; the paper's schedules take hours on a GPU ("mnist" about an hour of a CPU core): --set epochs=5 shortens them.
     Examples: "focusnet-run digits focusnet --seeds 0 1 2", "focusnet-run imagewoof focusnet --seeds 0 1 2 --set epochs=100 size=128" """
     with manners('focusnet-run'):
         given,base = _settings(set),_settings(base) or None

@@ -16,12 +16,12 @@ from focusnet_fastai.reference import Baseline
 from focusnet_fastai.remembered import RememberedBaseline
 
 device = 'cuda'
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
+pytestmark = [pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU'), pytest.mark.usefixtures('card')]
 devices = lambda o: {t.device.type for t in o}
 
 
 @pytest.fixture(scope='module')
-def data(): return small(n_train=256, bs=64, device=device)
+def data(card): return small(n_train=256, bs=64, device=device)
 
 
 @pytest.fixture(scope='module')

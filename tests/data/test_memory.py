@@ -421,17 +421,20 @@ def test_on_device(ds):
 
 @pytest.mark.skipif(not torch.cuda.is_available(), reason='needs a GPU')
 def test_on_a_gpu():
-    x8, y = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8), torch.arange(64) % 2
-    tfms = lambda: [CropBatch(pad=4), FlipBatch(), Normalize.from_stats(*imagenet_stats)]
-    make = lambda device: InMemoryLoaders.from_tensors((x8.clone(), y), (x8.clone(), y), 'ab', bs=32, shuffle=False, batch_tfms=tfms(), on_device=True, device=device)
-    a, b = make('cpu'), make('cuda')
-    assert b.train_ds.x.is_cuda and b.train_ds.y.is_cuda
-    for dl, dm in zip(a, b):
-        torch.manual_seed(0); p = list(dl)
-        torch.manual_seed(0); q = list(dm)
-        for (x, t), (u, v) in zip(p, q): assert u.is_cuda and v.is_cuda and torch.allclose(x, u.cpu(), atol=1e-5) and torch.equal(t, v.cpu())
-    with pytest.raises(ValueError, match='use num_workers=0'): list(b.train.new(num_workers=1))
-    assert not b.to('cpu').train_ds.x.is_cuda
+    default_device(None) # the tests' own is the processor
+    try:
+        x8, y = torch.randint(256, (64, 3, 32, 32), dtype=torch.uint8), torch.arange(64) % 2
+        tfms = lambda: [CropBatch(pad=4), FlipBatch(), Normalize.from_stats(*imagenet_stats)]
+        make = lambda device: InMemoryLoaders.from_tensors((x8.clone(), y), (x8.clone(), y), 'ab', bs=32, shuffle=False, batch_tfms=tfms(), on_device=True, device=device)
+        a, b = make('cpu'), make('cuda')
+        assert b.train_ds.x.is_cuda and b.train_ds.y.is_cuda
+        for dl, dm in zip(a, b):
+            torch.manual_seed(0); p = list(dl)
+            torch.manual_seed(0); q = list(dm)
+            for (x, t), (u, v) in zip(p, q): assert u.is_cuda and v.is_cuda and torch.allclose(x, u.cpu(), atol=1e-5) and torch.equal(t, v.cpu())
+        with pytest.raises(ValueError, match='use num_workers=0'): list(b.train.new(num_workers=1))
+        assert not b.to('cpu').train_ds.x.is_cuda
+    finally: default_device(False)
 
 
 def test_names_do_not_collide_with_fastai():
