@@ -124,6 +124,7 @@ def sign_heads(
     (x, y), (vx, vy), names = signs(seed, per_class, size)
     z, vz = kept(f'gtsrb-features-{size}-{per_class}-{seed}.pt', lambda: said(x)), kept(f'gtsrb-features-{size}-valid.pt', lambda: said(vx))
     mean, sd = z.mean(0), z.std(0)
+    sd[sd==0] = 1 # a feature that no training picture has
     return head_training([((z-mean)/sd, y), ((vz-mean)/sd, vy)], names, hidden, epochs, lr, wd, bs)
 
 

@@ -19,9 +19,12 @@ captions = { # of the regimes of results/regimes.py and results/pretrained.py
     'tiny': '200 classes: Tiny ImageNet, 25 a class, 50 epochs',
     'heads-hidden-10': 'pretrained, new head: 90 flowers, 10 a class',
     'heads-linear-20': 'pretrained, new head: 90 flowers, 20 a class',
-    'whole': 'pretrained, fine-tuned: 90 flowers, 10 a class'}
+    'whole': 'pretrained, fine-tuned: 90 flowers, 10 a class',
+    'signs-hidden-10': 'pretrained, new head: 43 traffic signs, 10 a class',
+    'signs-linear-20': 'pretrained, new head: 43 traffic signs, 20 a class',
+    'signs-whole': 'pretrained, fine-tuned: 43 traffic signs, 10 a class'}
 one_training = dict.fromkeys(('digits', 'cifar10-short', 'cifar10'), 'focus_class_90') # the arm with the settings that `focus` has there
-one_training |= dict.fromkeys(('heads-hidden-10', 'heads-linear-20', 'whole'), 'focus_class_all')
+one_training |= {o: 'focus_class_all' for o in captions if captions[o].startswith('pretrained')}
 arms = { # what the picture calls them, colour, mark
     'ce_2x': ('twice as long', '#7f7f7f', 's'),
     'label_smoothing': ('label smoothing', '#b8860b', 'v'),
