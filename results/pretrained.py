@@ -11,6 +11,7 @@ standardised: for flowers with mean and deviation of all photographs, without th
 import os, warnings
 os.environ.setdefault('OMP_NUM_THREADS', '1')
 warnings.filterwarnings('ignore')
+from functools import lru_cache
 from importlib.util import find_spec
 import timm, torch
 from fastai.vision.all import *
@@ -104,6 +105,7 @@ def heads(
     return head_training([(z[i], y[i]) for i in split(y, per_class, seed)], names, hidden, epochs, lr, wd, bs)
 
 
+@lru_cache(8)
 def signs(seed, per_class, size):
     "Bytes and labels of traffic signs for training and validation, and the names"
     train, valid = regimes.gtsrb(seed, per_class)
