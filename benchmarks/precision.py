@@ -4,11 +4,12 @@
     python benchmarks/precision.py --markdown results/cpu/precision.md
     python benchmarks/precision.py --device cuda --rounds 5 --steps 20 --markdown results/gpu/precision.md
 
-Plain training and FocusNet (its baseline in the same precision), through fastai's `fit`, loaders and all, in turns (A B A B ...); the medians of images a
-second, and the median of the ratios to float32 with its range. A GPU also has float16, larger batches, and its peak memory in the table. The exit status is
-1 if bfloat16 gains less than `--least` for plain training of ResNet-18.
+Plain training and FocusNet (its baseline in the same precision), through fastai's `fit`, loaders and all, in turns (A B A B ...); the
+medians of images a second, and the median of the ratios to float32 with its range. A GPU also has float16, larger batches, and its
+peak memory in the table. The exit status is 1 if bfloat16 gains less than `--least` for plain training of ResNet-18.
 """
 import argparse, os, sys, warnings
+from functools import partial
 warnings.filterwarnings('ignore')
 
 def args():
@@ -25,9 +26,10 @@ def networks(cuda):
     "Name, network, pixels, images a batch"
     from fastai.vision.all import resnet18
     from focusnet_fastai.models import small_resnet18, thin_resnet
-    if cuda: return (('ResNet-18, 128 px', lambda: resnet18(num_classes=10), 128, 64), ('ResNet-18, 224 px', lambda: resnet18(num_classes=10), 224, 64),
-                     ('modified ResNet-18, 32 px', lambda: small_resnet18(10), 32, 128))
-    return (('ResNet-18, 128 px', lambda: resnet18(num_classes=10), 128, 16), ('ResNet-18, 64 px', lambda: resnet18(num_classes=10), 64, 16),
+    standard, modified = partial(resnet18, num_classes=10), partial(small_resnet18, 10)
+    if cuda: return (('ResNet-18, 128 px', standard, 128, 64), ('ResNet-18, 224 px', standard, 224, 64),
+                     ('modified ResNet-18, 32 px', modified, 32, 128))
+    return (('ResNet-18, 128 px', standard, 128, 16), ('ResNet-18, 64 px', standard, 64, 16),
             ('thin ResNet, 32 px', lambda: thin_resnet(10, width=16), 32, 128))
 
 def peaks(learners):

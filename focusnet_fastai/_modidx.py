@@ -3134,7 +3134,6 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                            'focusnet_fastai.see.parts.map_row': ('see/parts.html#map_row', 'focusnet_fastai/see/parts.py'),
                                            'focusnet_fastai.see.parts.map_width': ( 'see/parts.html#map_width',
                                                                                     'focusnet_fastai/see/parts.py'),
-                                           'focusnet_fastai.see.parts.on_cpu': ('see/parts.html#on_cpu', 'focusnet_fastai/see/parts.py'),
                                            'focusnet_fastai.see.parts.overlay': ('see/parts.html#overlay', 'focusnet_fastai/see/parts.py'),
                                            'focusnet_fastai.see.parts.pair_bars': ( 'see/parts.html#pair_bars',
                                                                                     'focusnet_fastai/see/parts.py'),

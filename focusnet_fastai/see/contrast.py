@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from ..compare import valid_dl
 from .items import label_index, vocab_of
 from .network_view import check_scale, map_scales, paired_views, rival_class, signed_maps, warm_label
-from .parts import answer_heading, on_cpu, show_bordered
+from .parts import answer_heading, show_bordered
 from .page import figure_style, note_height, Page, page_width, shown
 from .text import fitted_name, text_width
 from .focus import first_fixed, focus_scenes
@@ -26,7 +26,7 @@ def contrast_overlay(
     alpha:float=0.85 # opacity where the contrast is 1 or -1
 )->np.ndarray: # `(H, W, 3)` in 0..1
     "The image under a contrast map, red where positive and blue where negative; opacity grows with it"
-    c = np.asarray(on_cpu(contrast))
+    c = np.asarray(to_cpu(contrast))
     cover = alpha*np.abs(c[...,None])
     return (1-cover)*image + cover*mpl.colormaps['RdBu_r']((c+1)/2)[...,:3]
 

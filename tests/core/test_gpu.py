@@ -36,7 +36,8 @@ def test_the_loss_is_that_of_the_processor():
     z, z_base, y = 3*torch.randn(64, 10, generator=g), 3*torch.randn(64, 10, generator=g), torch.randint(10, (64,), generator=g)
     for rule in ('positive', 'released'):
         want = focus_picking_loss(z, z_base, y, rule=rule)
-        torch.testing.assert_close(focus_picking_loss(z.to(device), z_base.to(device), y.to(device), rule=rule).cpu(), want, rtol=1e-5, atol=1e-6)
+        got = focus_picking_loss(*(o.to(device) for o in (z, z_base, y)), rule=rule)
+        torch.testing.assert_close(got.cpu(), want, rtol=1e-5, atol=1e-6)
 
 
 def test_quality_of_probabilities():
@@ -128,7 +129,8 @@ def test_what_is_exported_loads_without_a_gpu(data, teacher, tmp_path):
     torch.save(x, tmp_path/'x.pt')
     with quiet(learn): want = learn.get_preds(dl=learn.dls.test_dl(x))[0].argmax(1).tolist()
     code = ("import sys, torch, warnings; warnings.filterwarnings('ignore')\nfrom fastai.vision.all import *\n"
-            "l = load_learner(sys.argv[1])\nwith l.no_bar(): print(l.get_preds(dl=l.dls.test_dl(torch.load(sys.argv[2])))[0].argmax(1).tolist())")
+            "l = load_learner(sys.argv[1])\ndl = l.dls.test_dl(torch.load(sys.argv[2]))\n"
+            "with l.no_bar(): print(l.get_preds(dl=dl)[0].argmax(1).tolist())")
     out = subprocess.run([sys.executable, '-c', code, tmp_path/'export.pkl', tmp_path/'x.pt'], capture_output=True, text=True,
                          env=dict(os.environ, CUDA_VISIBLE_DEVICES=''))
     assert out.stdout.strip().splitlines()[-1:] == [str(want)], out.stderr

@@ -254,7 +254,7 @@ def test_two_runs_in_one_folder_and_a_shared_baseline(jobs, undisturbed, tmp_pat
 
 @pytest.mark.slow
 def test_a_row_and_the_baseline_of_another_are_one_run(tmp_path):
-    "Two processes of a study at once: whoever comes first trains the baseline, in the folder where both look for it"
+    "What trains the baseline first does it in the folder where the other looks for it: two processes at once meet at its lock"
     assert [run_seeds('digits', 'focusnet', [0], tmp_path/'a', log=noop, n_train=64, epochs=1)] and len(files(tmp_path/'a')) == 2
     lines = []
     run_seeds('digits', 'baseline', [0], tmp_path/'a', log=lines.append, n_train=64, epochs=1)
