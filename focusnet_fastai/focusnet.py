@@ -157,7 +157,7 @@ def refocus(self:Learner,
     From random weights and with many classes, trained to a plateau, the paper's settings gained a point (CIFAR-100, Tiny ImageNet);
     with few classes they did not. A network that starts from pretrained weights is trained with the settings 'pretrained', unless told
     otherwise: without the entropy term, and with the baseline's own probabilities as the attention label. With the paper's settings such
-    networks lost 4 to 6 points of accuracy, with these nothing; they did not gain either (see the results page).
+    networks lost 2 to 6 points of accuracy, with these nothing; they did not gain either (see the results page).
     A training that is cut short is better continued: after 24 epochs of ResNet-18 on Imagewoof (three seeds), twice as many
     gained 17 ± 2 points, and the paper's settings lost 31 ± 6. `compare` before you deploy."""
     check_range(1, n_epoch=n_epoch)

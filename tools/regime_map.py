@@ -1,6 +1,6 @@
 """Draw nbs/images/regime-map.png from results/cpu/{regimes,pretrained}/measures.jsonl: what each training gains, by data and schedule.
 
-Run it in the project's environment: python tools/regime_map.py"""
+Run it in the project's environment: python tools/regime_map.py; with --table it prints the table of the README instead."""
 import json, sys
 from pathlib import Path
 import numpy as np
@@ -30,6 +30,7 @@ arms = { # what the picture calls them, colour, mark
     'label_smoothing': ('label smoothing', '#b8860b', 'v'),
     'ols': ('online label smoothing', '#2a7f62', 'D'),
     'focusnet': ("FocusNet, the paper's settings", '#1f4e9c', 'o'),
+    'released': ('FocusNet, the released settings', '#7b4fa3', '^'),
     'soft': ('FocusNet, soft labels, no entropy', '#6fa8dc', 'o'),
     'one': ('FocusNet in one training', '#c0392b', '*')}
 
@@ -62,7 +63,7 @@ def seeds(rows, regime):
 def draw(rows):
     "A line a regime, a mark a training"
     shown = [o for o in captions if any(gain(rows, o, a) for a in arms)]
-    fig = Figure(figsize=(8.2, 1.2+.42*len(shown)), dpi=110)
+    fig = Figure(figsize=(8.6, 1.2+.48*len(shown)), dpi=110)
     ax = fig.subplots()
     ax.axvline(0, color='#444', lw=1)
     for i, regime in enumerate(shown):
@@ -70,7 +71,7 @@ def draw(rows):
         for j, (arm, (_, colour, mark)) in enumerate(arms.items()):
             g = gain(rows, regime, arm)
             if g is None: continue
-            y = i + (j-(len(arms)-1)/2)*.13
+            y = i + (j-(len(arms)-1)/2)*.125
             ax.plot([g[0]-g[1], g[0]+g[1]], [y, y], color=colour, lw=1.5)
             ax.plot([g[0]], [y], mark, color=colour, ms=8 if mark=='*' else 5)
     ax.set_yticks(range(len(shown)), [f'{captions[o]} ({seeds(rows, o)})' for o in shown], fontsize=8)
@@ -84,7 +85,30 @@ def draw(rows):
     return fig
 
 
+columns = dict(ce_2x='twice as long', focusnet='`refocus`, paper', released='`refocus`, released', one='`learn.focus`')
+lines = { # of the README's table: parts, and the regimes in them
+    'from scratch, to a plateau': ('digits', 'cifar10', 'gtsrb', 'cifar100', 'tiny'), 'from scratch, cut short': ('cifar100-short', 'tiny-short'),
+    'from pretrained weights': ('heads-hidden-10', 'whole', 'signs-hidden-10', 'signs-whole')}
+
+
+def as_text(g, digits=1):
+    "A gain and its standard error"
+    if g is None: return ''
+    mean = round(g[0], digits)+0.
+    return f'{mean:{"+" if mean else ""}.{digits}f} ± {g[1]:.{digits}f}'.replace('-', '−')
+
+
+def table(rows):
+    "The README's table: a line a regime, a column a training"
+    out = ['| | '+' | '.join(columns.values())+' |', '|---|'+'---|'*len(columns)]
+    for part, regimes in lines.items():
+        out.append(f'| *{part}* |'+' |'*len(columns))
+        for o in regimes: out.append(f"| {captions[o].removeprefix('pretrained, ')} | "+' | '.join(as_text(gain(rows, o, a)) for a in columns)+' |')
+    return '\n'.join(out)
+
+
 if __name__ == '__main__':
     rows = measures()
     if not rows: sys.exit('There are no measures yet: run results/regimes.py and results/pretrained.py with --table')
+    if '--table' in sys.argv: sys.exit(print(table(rows)))
     draw(rows).savefig(root/'nbs'/'images'/'regime-map.png')

@@ -62,7 +62,7 @@ def test_page_shows_these_numbers():
         assert mean_sd(ours.tolist()) in found, (name, mean_sd(ours.tolist()), found)
 
 
-SCRIPTS = dict(regimes=('cpu/regimes', 711), pretrained=('cpu/pretrained', 348), imagewoof=('gpu/imagewoof-24', 15))
+SCRIPTS = dict(regimes=('cpu/regimes', 715), pretrained=('cpu/pretrained', 354), imagewoof=('gpu/imagewoof-24', 15))
 
 
 @pytest.mark.parametrize('script', SCRIPTS)
@@ -77,3 +77,30 @@ def test_scripts_ask_for_these_runs(script, monkeypatch):
              for method, own, factor in module.ARMS.values() for seed in seeds}
     assert len(runs) == n and all(o.config['seed'] >= 100 for o in runs if o.hash not in asked)
     assert all(o.result['epochs'] == o.config['recipe_settings']['epochs'] for o in runs)
+
+
+@pytest.mark.parametrize('script', ['regimes', 'pretrained'])
+def test_tables_are_those_of_the_measures(script, monkeypatch):
+    "A table that was left behind when runs were added would say what is no longer true"
+    if script == 'pretrained': pytest.importorskip('timm')
+    monkeypatch.syspath_prepend(ROOT/'results')
+    module, regimes = map(importlib.import_module, (script, 'regimes'))
+    out = ROOT/'results'/'cpu'/script
+    rows = [json.loads(o) for o in (out/'measures.jsonl').read_text().splitlines()]
+    assert (out/'table.md').read_text() == regimes.table(rows, module.ARMS)+'\n'
+
+
+def test_probe_is_compared_with_the_trainings_of_today(monkeypatch):
+    "The table of the probe holds gains of whole trainings, which change with every new seed"
+    pytest.importorskip('timm')
+    monkeypatch.syspath_prepend(ROOT/'results')
+    probe, cpu = importlib.import_module('probe'), ROOT/'results'/'cpu'
+    rows = [json.loads(o) for o in (cpu/'probe.jsonl').read_text().splitlines()]
+    assert (cpu/'probe.md').read_text() == probe.table(rows)+'\n'
+
+
+def test_readme_says_what_was_measured(monkeypatch):
+    "The table of the README is that of the measures"
+    monkeypatch.syspath_prepend(ROOT/'tools')
+    drawn = importlib.import_module('regime_map')
+    assert drawn.table(drawn.measures()) in (ROOT/'README.md').read_text(encoding='utf-8')
