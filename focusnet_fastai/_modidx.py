@@ -1269,6 +1269,7 @@ d = { 'settings': {'branch': 'main', 'doc_baseurl': '/', 'doc_host': '', 'git_ur
                                                                                      'focusnet_fastai/focusnet.py'),
                                           'focusnet_fastai.focusnet.poison': ('focusnet.html#poison', 'focusnet_fastai/focusnet.py'),
                                           'focusnet_fastai.focusnet.rebuilt': ('focusnet.html#rebuilt', 'focusnet_fastai/focusnet.py'),
+                                          'focusnet_fastai.focusnet.regime_of': ('focusnet.html#regime_of', 'focusnet_fastai/focusnet.py'),
                                           'focusnet_fastai.focusnet.reinitialised': ( 'focusnet.html#reinitialised',
                                                                                       'focusnet_fastai/focusnet.py'),
                                           'focusnet_fastai.focusnet.saved_tensors': ( 'focusnet.html#saved_tensors',

@@ -120,6 +120,8 @@ REGIMES = {
     'gtsrb':         (few_images, dict(data='gtsrb', per_class=25), 60, range(5)),
     'cifar100-short':(few_images, dict(data='cifar100', per_class=100), 10, range(5)),
     'cifar100':      (few_images, dict(data='cifar100', per_class=100), 40, range(5)),
+    'cifar100-25':   (few_images, dict(data='cifar100', per_class=25), 80, range(5)),
+    'cifar100-200':  (few_images, dict(data='cifar100', per_class=200), 40, range(5)),
     'tiny-short':    (few_images, dict(data='tiny', per_class=25), 15, range(5)),
     'tiny':          (few_images, dict(data='tiny', per_class=25), 50, range(5)),
 }
@@ -127,7 +129,7 @@ REGIMES = {
 ARMS = dict(
     ce=('baseline', {}, 1), ce_2x=('baseline', {}, 2), label_smoothing=('label_smoothing', {}, 1), penalty=('confidence_penalty', {}, 1),
     entropy=('confidence_penalty', dict(beta=1.), 1), ols=('ols', {}, 1), pskd=('pskd', {}, 1), maxsup=('maxsup', {}, 1),
-    focusnet=('focusnet', {}, 1), released=('focusnet_released', {}, 1), soft=('focusnet', dict(rule='soft', beta=0.), 1),
+    focusnet=('focusnet', {}, 1), released=('focusnet_released', {}, 1), few=('focusnet_few', {}, 1), soft=('focusnet', dict(rule='soft', beta=0.), 1),
     focus_class=('focus_class', {}, 1), focus_class_90=('focus_class', dict(confidence=.9), 1), focus_class_70=('focus_class', dict(confidence=.7), 1),
     focus_class_50=('focus_class', dict(confidence=.5), 1), focus_memory=('focus_memory', {}, 1), focus_ema=('focus_ema', {}, 1))
 

@@ -114,7 +114,7 @@ def focusnet_train(
     settings:str='recommended', # Of the loss: recommended, paper, released, few, pretrained or classes
     alpha:float=None, # Weight of the attention term. Default: as --settings says
     beta:float=None, # Weight of the entropy. Default: as --settings says
-    rule:str=None, # Which classes are warm: positive (as in the paper), released (for many classes) or soft. Default: as --settings says
+    rule:str=None, # Which classes are warm: positive (as in the paper), released (as in its code) or soft. Default: as --settings says
     workers:int=None, # Processes that read photos. Default: one a CPU core
     precision:str='auto', # Half precision: bf16, fp16 (GPUs only) or no. auto: bf16 where it is measured to be faster
     cache:str='auto', # Folder where photos are kept decoded; no: nowhere. auto: below fastai's data, as far as there is room

@@ -8,7 +8,7 @@ __all__ = ['photo_choices', 'photo_settings', 'focus_against', 'read_photos', 't
 # %% ../../nbs/app/10_photo_setup.ipynb #imports
 import warnings
 from fastai.vision.all import *
-from ..focusnet import focus_settings, FocusNetCallback
+from ..focusnet import focus_settings, FocusNetCallback, recommended, regime_of
 from ..self_reference import ClassMemory
 from ..precision import check_precision, faster_precision
 from ..data.folder import folder_dls
@@ -20,12 +20,13 @@ photo_choices = focus_settings | dict(classes=focus_settings['pretrained'] | dic
 def photo_settings(
     name:str, # 'recommended', 'classes', or one of `focus_settings`
     pretrained:bool, # does the network begin with ImageNet's weights?
+    n_classes:int, # N
     **own # of `FocusNetCallback`; None: as the name says
 )->dict: # for `focus_against`
     "Settings of the loss by their name, and what is given beside it"
     if name not in ('recommended', *photo_choices):
         raise ValueError(f"`settings` must be 'recommended' or one of {', '.join(photo_choices)}, but is {name!r}")
-    if name=='recommended': name = 'classes' if pretrained else 'few'
+    if name=='recommended': name = 'classes' if pretrained else recommended[regime_of(n_classes, pretrained)]
     return photo_choices[name] | {k: v for k,v in own.items() if v is not None}
 
 # %% ../../nbs/app/10_photo_setup.ipynb #focus-against

@@ -8,7 +8,7 @@ __all__ = ['PhotoTraining', 'start_of', 'calibration_split']
 # %% ../../nbs/app/11_photo_training.ipynb #imports
 import warnings
 from fastai.vision.all import *
-from ..reference import Baseline, class_names
+from ..reference import Baseline, class_names, count_classes
 from ..margins import MarginRecorder
 from ..diagnose import Diagnosis
 from ..label_sets import suitable_coverage
@@ -103,7 +103,7 @@ def train_baseline(self:PhotoTraining, learn)->Learner: # untrained, for FocusNe
 @patch
 def focus(self:PhotoTraining, learn)->dict:
     "The settings of the loss"
-    return photo_settings(self.settings, is_pretrained(learn), alpha=self.alpha, beta=self.beta, rule=self.rule)
+    return photo_settings(self.settings, is_pretrained(learn), count_classes(learn.dls), alpha=self.alpha, beta=self.beta, rule=self.rule)
 
 # %% ../../nbs/app/11_photo_training.ipynb #calibration-split
 def calibration_split(

@@ -101,7 +101,8 @@ def test_a_network_that_learns_from_itself(few, tmp_path):
     assert 'against its own answers by class' in html and 'it confuses itself' in html
     attention = [re.search(r'attention (\S+)', o) for o in lines if o.startswith('epoch')]
     assert attention[:2] == [None, None] and float(attention[2][1]) == 0 < float(attention[3][1])  # in the first epoch it has said nothing yet
-    assert photo_settings('recommended', True) == about['loss'] and photo_settings('recommended', False) == focus_settings['few']
+    assert photo_settings('recommended', True, 2) == about['loss'] and photo_settings('recommended', False, 2) == focus_settings['few']
+    assert photo_settings('recommended', False, 21) == focus_settings['released']
 
 
 @pytest.mark.slow

@@ -216,9 +216,15 @@ def settings_of(base, **kw):
 
 
 def test_settings_of_networks_trained_from_scratch(dls, base):
-    assert settings_of(base) == focus_settings['paper'] == dict(alpha=1, beta=1, rule='positive', label_smoothing=0, detach=False)
+    assert settings_of(base) == focus_settings['few'] == dict(alpha=.5, beta=1, rule='released', label_smoothing=0, detach=False)
+    assert settings_of(base, settings='paper') == dict(alpha=1, beta=1, rule='positive', label_smoothing=0, detach=False)
     assert settings_of(base, settings='released') == dict(alpha=1, beta=1, rule='released', label_smoothing=.1, detach=False)
     assert settings_of(base, settings='pretrained', beta=.5, alpha=0.) == focus_settings['pretrained'] | dict(beta=.5, alpha=0)
+    many = copy.copy(dls)
+    many.c = 21
+    wide = make_learner(many, model=lenet5(21))
+    with quiet(wide): wide.fit(1, 1e-3)
+    assert settings_of(wide) == focus_settings['released'] == dict(alpha=1, beta=1, rule='released', label_smoothing=.1, detach=False)
 
 
 def test_settings_of_pretrained_networks(rgb, pretrained):
@@ -228,12 +234,12 @@ def test_settings_of_pretrained_networks(rgb, pretrained):
     assert settings_of(base) == focus_settings['pretrained'] == dict(alpha=1, beta=0, rule='soft', label_smoothing=0, detach=False)
     assert settings_of(base, settings='paper') == focus_settings['paper']
     assert settings_of(base, rule='positive')['rule'] == 'positive'
-    assert settings_of(base, model=vision_learner(rgb, tiny_resnet, pretrained=False, normalize=False).model) == focus_settings['paper']  # whoever brings a network knows what it is
+    assert settings_of(base, model=vision_learner(rgb, tiny_resnet, pretrained=False, normalize=False).model) == focus_settings['few']  # whoever brings a network knows what it is
     with quiet(base): train, _, cls, attention, entropy = base.refocus(1, 1e-2).recorder.values[-1]
     assert cls + attention == pytest.approx(train, abs=1e-5)
     scratch = vision_learner(rgb, tiny_resnet, pretrained=False, normalize=False)
     with quiet(scratch): scratch.fit(1, 1e-2)
-    assert settings_of(scratch) == focus_settings['paper']
+    assert settings_of(scratch) == focus_settings['few']
 
 
 class BreakOff(Callback):
