@@ -6,7 +6,8 @@
 
 FOLDER holds the images, as the public repositories have them: `cifar10` (fastai's, folders train and test), `cifar100` (github.com/cyizhuo/CIFAR-100-dataset, folders train and test),
 `tiny-imagenet-200` (github.com/seshuad/IMagenet) and `gtsrb` (github.com/jovanzac/Traffic); digits come with scikit-learn. Runs stand in FOLDER/runs. A seed chooses the training
-images, the initialisation and the order; validation images are the same for all. Settings were fixed on seeds from 100 on, before the reported seeds ran.
+images, the initialisation and the order; validation images are the same for all. What was chosen for `learn.focus`
+and the settings *few* was chosen on digits, with seeds from 100 on; all others are those of the paper, of its code, or of the papers of the methods.
 """
 import argparse, inspect, json, os, warnings
 from collections import Counter

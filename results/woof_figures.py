@@ -1,11 +1,8 @@
-"""Figures 1 and 2 of the paper from networks for Imagewoof, with the paper's scenes: which of them are there?
+"""Figures 1 and 2 of the paper from the networks of results/imagewoof.py, with the paper's scenes: which of them are there?
 
     python results/woof_figures.py FOLDER PICTURES --base BASELINE.pth --learn FOCUSNET.pth
-    python results/woof_figures.py FOLDER PICTURES --cycle --base BASELINE.pth --learn FOCUSNET.pth
 
-Networks of results/imagewoof.py, whose validation shows the whole square of a photograph; with `--cycle` those of `focusnet-run modern`
-(`python results/studies.py imagewoof-cycle`), which see its middle. FOLDER as for results/imagewoof.py. Weights are those of a run
-(`weights.pth`), or copies of them in half precision. The scenes are
+FOLDER as for results/imagewoof.py. Weights are those of a run (`weights.pth`), or copies of them in half precision. The scenes are
 searched for in the 3,929 validation photographs: how many of each there are is printed, and the first ones are drawn into PICTURES,
 which is not committed: the photographs are not ours.
 """
@@ -16,21 +13,16 @@ import matplotlib
 matplotlib.use('agg')
 import torch
 from fastai.vision.all import *
-from focusnet_fastai.all import imagewoof_dls, multi_warm_label, show_confusion, show_focus
-from focusnet_fastai.lab.recipes import modern
+from focusnet_fastai.all import multi_warm_label, show_confusion, show_focus
 import imagewoof
 
 breeds = list(imagewoof.imagewoof_breeds.values())
 ridgeback, beagle, samoyed, dingo = map(breeds.index, ('Rhodesian ridgeback', 'Beagle', 'Samoyed', 'Dingo'))
 
 
-def cycle(): return modern(dls=imagewoof_dls(path=imagewoof.FOLDER/'imagewoof2-160', strict=True))
-def steps(): return imagewoof.woof(precision=None)
-
-
-def trained(path, recipe, dls=None):
+def trained(path, dls=None):
     "A learner with weights from a file"
-    t = recipe().learn
+    t = imagewoof.woof(precision=None).learn
     if dls is not None: t.dls = dls
     t.model.load_state_dict({k: v.float() if v.is_floating_point() else v for k, v in torch.load(path, weights_only=True).items()})
     t.model.to(t.dls.device)
@@ -38,21 +30,21 @@ def trained(path, recipe, dls=None):
     return t
 
 
-def said(learn):
-    "Photographs as the network sees them, logits and classes"
-    with learn.no_bar(), learn.no_logging(): return learn.get_preds(with_input=True, act=noop)
+def logits(learn):
+    with learn.no_bar(), learn.no_logging(): return learn.get_preds(act=noop)
 
 
-def brightness(x):
-    "Of the middle of photographs `(N,3,H,W)`, where the dog is"
+def brightness(learn, i):
+    "Of the middle of a photograph, where the dog is: 0 to 1"
+    x = learn.dls.valid_ds.x[i].float()/255
     h, w = x.shape[-2:]
-    return x[..., h//4:-h//4, w//4:-w//4].mean((1, 2, 3))
+    return x[:, h//4:-h//4, w//4:-w//4].mean().item()
 
 
 def unlike(z, ids, light):
-    "Of the images `ids`, the darkest and the lightest whose warm classes differ, without the true one"
+    "The darkest and the lightest image whose warm classes differ, without the true one"
     sets = {i: frozenset(j for j in (z[i] > 0).nonzero()[:, 0].tolist() if j != dingo) for i in ids}
-    ids = sorted((i for i in ids if sets[i]), key=lambda i: light[i])
+    ids = sorted((i for i in ids if sets[i]), key=light)
     return next(((a, b) for b in reversed(ids) for a in ids if sets[a] != sets[b]), None)
 
 
@@ -62,14 +54,12 @@ def main():
     p.add_argument('pictures', type=Path)
     p.add_argument('--base', type=Path, required=True, help='weights of the baseline')
     p.add_argument('--learn', type=Path, required=True, help='weights of the FocusNet')
-    p.add_argument('--cycle', action='store_true', help='networks of the recipe modern')
     a = p.parse_args()
-    recipe = cycle if a.cycle else steps
     imagewoof.set_folder(a.folder.resolve())
     a.pictures.mkdir(parents=True, exist_ok=True)
-    base = trained(a.base, recipe)
-    learn = trained(a.learn, recipe, base.dls)
-    (x, zb, y), (_, z, _) = said(base), said(learn)
+    base = trained(a.base)
+    learn = trained(a.learn, base.dls)
+    (zb, y), (z, _) = logits(base), logits(learn)
     where = lambda ok: ok.nonzero()[:, 0].tolist()
     label = multi_warm_label(zb, y)
     right = [(o.argmax(1) == y).float().mean() for o in (zb, z)]
@@ -80,7 +70,7 @@ def main():
           f"the other way round {sum((z[i].argmax() == ridgeback).item() for i in where((y == dingo) & (zb.argmax(1) == dingo)))}")
     held = where((y == beagle) & (label[:, samoyed] > 0) & (label[:, dingo] > 0))
     print(f"Figure 2: {len(held)} of {(y == beagle).sum()} Beagles with both Samoyed and Dingo among the warm classes")
-    two = unlike(zb, where(y == dingo), brightness(x))
+    two = unlike(zb, where(y == dingo), partial(brightness, base))
     warm = [[breeds[j] for j in where(label[i] > 0)] for i in two or ()]
     print(f"Figure 2: two Dingoes, dark and light, with different labels: {two}", *warm)
     first = (saved or taken)[:3]

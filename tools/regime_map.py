@@ -25,6 +25,8 @@ captions = { # of the regimes of results/regimes.py and results/pretrained.py
     'signs-whole': 'pretrained, fine-tuned: 43 traffic signs, 10 a class'}
 one_training = dict.fromkeys(('digits', 'cifar10-short', 'cifar10'), 'focus_class_90') # the arm with the settings that `focus` has there
 one_training |= {o: 'focus_class_all' for o in captions if captions[o].startswith('pretrained')}
+by_itself = dict.fromkeys(('digits', 'cifar10-short', 'cifar10'), 'few') # the arm with the settings that `refocus` chooses there
+by_itself |= {o: 'soft' for o in captions if captions[o].startswith('pretrained')}
 arms = { # what the picture calls them, colour, mark
     'ce_2x': ('twice as long', '#7f7f7f', 's'),
     'label_smoothing': ('label smoothing', '#b8860b', 'v'),
@@ -49,6 +51,7 @@ def accuracy(rows, regime, arm):
 def gain(rows, regime, arm):
     "Mean difference to plain cross-entropy, its standard error, and the number of seeds; None: not measured"
     if arm=='one': arm = one_training.get(regime, 'focus_class')
+    if arm=='refocus': arm = by_itself.get(regime, 'released')
     ce, own = [accuracy(rows, regime, o) for o in ('ce', arm)]
     d = [own[o]-ce[o] for o in own if o in ce]
     return (np.mean(d), np.std(d, ddof=1)/len(d)**.5 if len(d)>1 else 0., len(d)) if d else None
@@ -85,9 +88,9 @@ def draw(rows):
     return fig
 
 
-columns = dict(ce_2x='twice as long', focusnet='`refocus`, paper', released='`refocus`, released', one='`learn.focus`')
+columns = dict(ce_2x='twice as long', refocus='`refocus`', focusnet="`refocus` with `settings='paper'`", one='`learn.focus`')
 lines = { # of the README's table: parts, and the regimes in them
-    'from scratch, to a plateau': ('digits', 'cifar10', 'gtsrb', 'cifar100', 'tiny'), 'from scratch, cut short': ('cifar100-short', 'tiny-short'),
+    'from scratch, longer schedules': ('digits', 'cifar10', 'gtsrb', 'cifar100', 'tiny'), 'from scratch, cut short': ('cifar100-short', 'tiny-short'),
     'from pretrained weights': ('heads-hidden-10', 'whole', 'signs-hidden-10', 'signs-whole')}
 
 
