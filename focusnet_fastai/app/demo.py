@@ -155,8 +155,8 @@ def _conclusion(s:pd.DataFrame)->list: # lines
     return [f"Verdict: FocusNet in two stages against the baseline: {row.verdict} ({row.difference} points, {row.interval}).",
             f"         Training the baseline twice as long instead: {twice.verdict} ({twice.difference} points).",
             f"         FocusNet in one training, without a baseline (`learn.focus`): {alone.verdict} ({alone.difference} points).",
-            "         A larger study (200 digits, 20 seeds) gave -0.5 for two stages with the paper's settings, +1.2 for",
-            "         twice as long and +2.2 for one training. Other data differ: \"Does it help on data like yours?\" in the README."]
+            "         A larger study (200 digits, 20 seeds) gave -0.5 for two stages with the paper's settings (the demo's),",
+            "         +1.2 with those that `refocus` chooses, +1.2 for twice as long, +2.2 for one training. Other data: see the README."]
 
 # %% ../../nbs/app/00_demo.ipynb #demo-report
 def report(
