@@ -15,6 +15,8 @@ captions = { # of the regimes of results/regimes.py and results/pretrained.py
     'gtsrb': '43 classes: traffic signs, 25 a class, 60 epochs',
     'cifar100-short': '100 classes: CIFAR-100, 100 a class, 10 epochs',
     'cifar100': '100 classes: CIFAR-100, 100 a class, 40 epochs',
+    'cifar100-25': '100 classes: CIFAR-100, 25 a class, 80 epochs',
+    'cifar100-200': '100 classes: CIFAR-100, 200 a class, 40 epochs',
     'tiny-short': '200 classes: Tiny ImageNet, 25 a class, 15 epochs',
     'tiny': '200 classes: Tiny ImageNet, 25 a class, 50 epochs',
     'heads-hidden-10': 'pretrained, new head: 90 flowers, 10 a class',
@@ -90,7 +92,8 @@ def draw(rows):
 
 columns = dict(ce_2x='twice as long', refocus='`refocus`', focusnet="`refocus` with `settings='paper'`", one='`learn.focus`')
 lines = { # of the README's table: parts, and the regimes in them
-    'from scratch, longer schedules': ('digits', 'cifar10', 'gtsrb', 'cifar100', 'tiny'), 'from scratch, cut short': ('cifar100-short', 'tiny-short'),
+    'from scratch, longer schedules': ('digits', 'cifar10', 'gtsrb', 'cifar100-25', 'cifar100', 'cifar100-200', 'tiny'),
+    'from scratch, cut short': ('cifar100-short', 'tiny-short'),
     'from pretrained weights': ('heads-hidden-10', 'whole', 'signs-hidden-10', 'signs-whole')}
 
 
@@ -106,7 +109,7 @@ def table(rows):
     out = ['| | '+' | '.join(columns.values())+' |', '|---|'+'---|'*len(columns)]
     for part, regimes in lines.items():
         out.append(f'| *{part}* |'+' |'*len(columns))
-        for o in regimes: out.append(f"| {captions[o].removeprefix('pretrained, ')} | "+' | '.join(as_text(gain(rows, o, a)) for a in columns)+' |')
+        for o in regimes: out.append(' | '.join([f"| {captions[o].removeprefix('pretrained, ')}", *(as_text(gain(rows, o, a)) for a in columns)])+' |')
     return '\n'.join(out)
 
 
