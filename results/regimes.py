@@ -122,7 +122,7 @@ REGIMES = {
     'cifar100-short':(few_images, dict(data='cifar100', per_class=100), 10, range(5)),
     'cifar100':      (few_images, dict(data='cifar100', per_class=100), 40, range(5)),
     'cifar100-25':   (few_images, dict(data='cifar100', per_class=25), 80, range(5)),
-    'cifar100-200':  (few_images, dict(data='cifar100', per_class=200), 40, range(5)),
+    'cifar100-200':  (few_images, dict(data='cifar100', per_class=200), 40, range(3)),
     'tiny-short':    (few_images, dict(data='tiny', per_class=25), 15, range(5)),
     'tiny':          (few_images, dict(data='tiny', per_class=25), 50, range(5)),
 }
