@@ -6,8 +6,9 @@
 
 FOLDER holds the images, as the public repositories have them: `cifar10` (fastai's, folders train and test), `cifar100` (github.com/cyizhuo/CIFAR-100-dataset, folders train and test),
 `tiny-imagenet-200` (github.com/seshuad/IMagenet) and `gtsrb` (github.com/jovanzac/Traffic); digits come with scikit-learn. Runs stand in FOLDER/runs. A seed chooses the training
-images, the initialisation and the order; validation images are the same for all. What was chosen for `learn.focus`
-and the settings *few* was chosen on digits, with seeds from 100 on; all others are those of the paper, of its code, or of the papers of the methods.
+images, the initialisation and the order; validation images are the same for all. What was
+chosen for `learn.focus` and the settings *few* was chosen on digits, with seeds from 100 on; all others are those of the paper, of
+its code, or of the papers of the methods.
 """
 import argparse, inspect, json, os, warnings
 from collections import Counter
@@ -130,7 +131,8 @@ REGIMES = {
 ARMS = dict(
     ce=('baseline', {}, 1), ce_2x=('baseline', {}, 2), label_smoothing=('label_smoothing', {}, 1), penalty=('confidence_penalty', {}, 1),
     entropy=('confidence_penalty', dict(beta=1.), 1), ols=('ols', {}, 1), pskd=('pskd', {}, 1), maxsup=('maxsup', {}, 1),
-    focusnet=('focusnet', {}, 1), released=('focusnet_released', {}, 1), few=('focusnet_few', {}, 1), soft=('focusnet', dict(rule='soft', beta=0.), 1),
+    focusnet=('focusnet', {}, 1), released=('focusnet_released', {}, 1), few=('focusnet_few', {}, 1),
+    soft=('focusnet', dict(rule='soft', beta=0.), 1),
     focus_class=('focus_class', {}, 1), focus_class_90=('focus_class', dict(confidence=.9), 1), focus_class_70=('focus_class', dict(confidence=.7), 1),
     focus_class_50=('focus_class', dict(confidence=.5), 1), focus_memory=('focus_memory', {}, 1), focus_ema=('focus_ema', {}, 1))
 

@@ -109,7 +109,9 @@ def table(rows):
     out = ['| | '+' | '.join(columns.values())+' |', '|---|'+'---|'*len(columns)]
     for part, regimes in lines.items():
         out.append(f'| *{part}* |'+' |'*len(columns))
-        for o in regimes: out.append(' | '.join([f"| {captions[o].removeprefix('pretrained, ')}", *(as_text(gain(rows, o, a)) for a in columns)])+' |')
+        for o in regimes:
+            cells = [captions[o].removeprefix('pretrained, '), *(as_text(gain(rows, o, a)) for a in columns)]
+            out.append(f"| {' | '.join(cells)} |")
     return '\n'.join(out)
 
 
